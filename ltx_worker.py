@@ -1,0 +1,2757 @@
+#!/usr/bin/env python3
+"""Turn queued stills into walkthrough videos on the GPU of this machine.
+
+The life of a job:
+
+1.  The worker registers, then polls the hosted queue.
+2.  It claims the job; from here the job has a folder of its own in the spool.
+3.  Stage data and watermark are checked before anything costs time.
+4.  ComfyUI boots while the frames are downloaded, checked and cut to size.
+5.  Every adjacent pair of frames becomes one clip, each on a fresh ComfyUI.
+6.  A finished clip is trimmed to exactly 5.0 s and watermarked while the next one renders.
+7.  The clips are joined without encoding again.
+8.  The film goes to Vercel Blob; the outcome is written down, then reported.
+9.  A thread sends heartbeats throughout.
+
+Read the file from top to bottom: the recipe, errors, settings, pure helpers, the edges (queue API,
+Blob, frames, ffmpeg, ComfyUI), the job's folder, the heartbeat, the worker, the command line.
+
+Exit codes: 0 clean stop or success, 1 the work failed, 2 usage, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import concurrent.futures
+import contextlib
+import dataclasses
+import email.utils
+import errno
+import fcntl
+import functools
+import hashlib
+import io
+import ipaddress
+import json
+import logging
+import math
+import mmap
+import os
+import random
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlsplit
+
+import dotenv
+import ffmpeg
+import requests
+import urllib3
+import websocket
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+
+VERSION = "1.0.0"
+T = TypeVar("T")
+Workflow = dict[str, dict[str, Any]]
+Bytes = bytes | mmap.mmap
+
+FPS = 24
+# LTX-2.3 wants 8n+1 frames; the 121st is the pinned last frame, on which the next clip opens.
+CLIP_FRAMES = 121
+KEPT_FRAMES = 120
+CLIP_SECONDS = KEPT_FRAMES / FPS
+# Other sizes are silently floored by EmptyLTXVLatentVideo: 1080 would render as 1056.
+SIZE_MULTIPLE = 32
+# The eight steps the distilled model was trained on.
+SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
+STEPS = len(SIGMAS) - 1
+# A distilled model is sampled without guidance: CFG 1 leaves the negative prompt to NAG alone.
+CFG = 1.0
+NAG_SCALE, NAG_TAU, NAG_ALPHA = 3.0, 2.0, 0.2
+SAMPLERS = ("euler_ancestral_cfg_pp", "euler_ancestral", "euler")
+NEGATIVE_PROMPT = (
+    "blurry, low quality, flicker, ghosting, warped walls, bent lines, melting furniture, "
+    "sudden cut, camera shake, people, text, logo, watermark"
+)
+# Far from visible loss, because the trimmed clip is encoded once more from it.
+RENDER_CRF = 10
+OUTPUT_CRF = 18
+# ComfyUI caches by inputs, not by node id; ids of their own keep the clips apart in logs.
+NODE_STRIDE = 1000
+SAMPLER_NODE = "SamplerCustomAdvanced"
+
+DISK_FULL = "The disk of the rendering machine is full."
+MAX_FRAMES = 6
+MAX_PROMPT_CHARS = 8_000
+MAX_FRAME_BYTES = 64 * 2**20
+MAX_FRAME_PIXELS = 64_000_000
+MAX_JSON_BYTES = 4 * 2**20
+FRAME_SECONDS = 120.0
+FRAME_TRIES = 3
+
+CONNECT_S, READ_S = 10.0, 15.0
+DRAIN_CALL_S = 4.0
+BACKOFF_CAP_S = 60.0
+OUTCOME_RETRIES = 3
+# After these answers to `complete` or `fail` somebody else has decided about the job.
+FINAL = (404, 409, 410, 422)
+PARKED_CAP_S = 300.0
+BLOB_API_VERSION = "12"
+BLOB_TRIES = 6
+BLOB_CACHE_S = 2_592_000
+BLOB_CALL_S = 60.0
+# An upload may take a minute, and longer the bigger it is: 1 Mbit/s is the slowest worth it.
+UPLOAD_GRACE_S, SLOWEST_UPLOAD = 60.0, 125_000
+MULTIPART_ABOVE = 100 * 10**6
+PART_BYTES = 8 * 2**20
+
+MAX_CLIP_BYTES = 2 * 2**30
+BOOT_POLL_S = 0.1
+HISTORY_POLL_S = 1.0
+COMFY_CALL_S = 5.0
+END_GRACE_S = 4.0
+LOG_TAIL_LINES = 12
+KEPT_LOGS = 10
+WATERMARK_WIDTH, WATERMARK_MARGIN = 0.2, 0.02
+
+NODE_PACKS = {
+    "DualCLIPLoaderGGUF": "ComfyUI-GGUF",
+    "LTX2_NAG": "ComfyUI-KJNodes",
+    "LTXVImgToVideoInplaceKJ": "ComfyUI-KJNodes",
+    "VHS_VideoCombine": "ComfyUI-VideoHelperSuite",
+}
+MODEL_FOLDERS = {
+    "ckpt_name": "models/checkpoints",
+    "clip_name1": "models/text_encoders",
+    "clip_name2": "models/text_encoders",
+}
+
+SECRET_NAMES = ("VIDEOGEN_WORKER_SECRET", "BLOB_READ_WRITE_TOKEN")
+SYSTEMD_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+# Every child of a worker carries this, so that the next start knows its own leftovers.
+OWNER_MARK = "LTX_WORKER_STATE"
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+log = logging.getLogger("ltx_worker")
+
+
+class Fault(NamedTuple):
+    """What an error code promises: whether trying again may help, and its public sentence."""
+
+    retryable: bool
+    sentence: str
+
+
+FAULTS: dict[str, Fault] = {
+    "bad_job": Fault(False, "The job's data is not what this worker understands."),
+    "frame_unavailable": Fault(True, "A picture could not be downloaded."),
+    "frame_invalid": Fault(False, "A picture is not a usable JPEG, PNG or WebP."),
+    "watermark_missing": Fault(True, "The watermark is not ready on the rendering machine."),
+    "comfyui_unavailable": Fault(True, "The renderer did not start."),
+    "comfyui_missing_node": Fault(True, "The renderer lacks an extension."),
+    "comfyui_missing_model": Fault(True, "The renderer lacks a model file."),
+    "comfyui_rejected": Fault(False, "The renderer refused the workflow."),
+    "comfyui_failed": Fault(True, "The renderer failed while making a clip."),
+    "gpu_out_of_memory": Fault(True, "The graphics card ran out of memory."),
+    "clip_timeout": Fault(True, "A clip took too long to render."),
+    "job_timeout": Fault(True, "The job took too long to render."),
+    "bad_clip": Fault(True, "A rendered clip was not good enough to deliver."),
+    "media_failed": Fault(True, "The film could not be put together."),
+    "upload_failed": Fault(True, "The film could not be uploaded."),
+    "cancelled": Fault(False, "The job was cancelled."),
+    "shutdown": Fault(True, "The worker was stopped."),
+}
+
+
+class JobError(Exception):
+    """Why a job cannot go on: one code of FAULTS, a detail for people, lines for the operator.
+
+    again: a fresh ComfyUI may do better, so the clip is worth one more attempt.
+    """
+
+    def __init__(self, code: str, detail: str, *, again: bool = False, tail: str = "") -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.again, self.tail = code, detail, again, tail
+
+    def report(self) -> dict[str, object]:
+        fault = FAULTS[self.code]
+        message = f"{fault.sentence} {self.detail}".strip()
+        return {"code": self.code, "message": message[:1000], "retryable": fault.retryable}
+
+
+class ConfigError(Exception):
+    """The operator has to change something before the worker can run."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Unavailable(Exception):
+    """The other side gave no verdict; the same call may succeed later."""
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class Verdict(Exception):
+    """The other side understood and said no."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"{status} {detail}")
+        self.status = status
+
+
+class Size(NamedTuple):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+class Reader:
+    """Reads settings one by one and remembers every problem, so that all are told together."""
+
+    def __init__(self, environ: Mapping[str, str], needed: Iterable[str]) -> None:
+        self.environ, self.needed, self.problems = environ, frozenset(needed), list[str]()
+
+    def complain(self, name: str, value: str, fix: str) -> None:
+        shown = "(hidden)" if name in SECRET_NAMES else repr(value)
+        self.problems.append(f"{name}={shown}: {fix}")
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self.environ.get(name, "").strip() or default
+        if not value and name in self.needed:
+            self.problems.append(f"{name} is not set: put it into .env, see .env.example.")
+        return value
+
+    def matching(self, name: str, pattern: str, fix: str) -> str:
+        value = self.text(name)
+        if value and not re.fullmatch(pattern, value):
+            self.complain(name, value, fix)
+        return value
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.text(name, f"{default:g}")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            self.complain(name, value, f"give a number between {low:g} and {high:g}.")
+        return number
+
+    def choice(self, name: str, options: Sequence[str]) -> str:
+        value = self.text(name, options[0])
+        if value not in options:
+            self.complain(name, value, f"use one of {', '.join(options)}.")
+        return value
+
+    def switch(self, name: str, default: str) -> bool:
+        value = self.text(name, default)
+        if value not in ("0", "1"):
+            self.complain(name, value, "use 1 for on or 0 for off.")
+        return value == "1"
+
+    def words(self, name: str) -> tuple[str, ...]:
+        value = self.text(name)
+        try:
+            return tuple(shlex.split(value))
+        except ValueError:
+            self.complain(name, value, "close the quotation marks.")
+            return ()
+
+    def hosts(self, name: str) -> frozenset[str]:
+        return frozenset(filter(None, re.split(r"[,\s]+", self.text(name).lower())))
+
+    def url(self, name: str, default: str = "") -> str:
+        value = self.text(name, default).rstrip("/")
+        if value and not is_plain_url(value):
+            self.complain(name, value, "give an address like https://example.com.")
+        return value
+
+    def path(self, name: str) -> Path:
+        return Path(self.text(name)).expanduser()
+
+    def folder(self, name: str, holds: str) -> Path:
+        path = self.path(name)
+        if self.text(name) and not (path / holds).is_file():
+            self.complain(name, str(path), f"there is no {holds} in it; give the right folder.")
+        return path
+
+    def program(self, name: str) -> str:
+        path = str(self.path(name))
+        if self.text(name) and not shutil.which(path):
+            self.complain(name, path, "there is no such program; give the Python ComfyUI runs on.")
+        return path
+
+    def state_dir(self, name: str) -> Path:
+        home = self.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        # systemd lists several folders with colons; the unit asks for one.
+        default = self.environ.get("STATE_DIRECTORY", "").split(":")[0] or f"{home}/ltx-worker"
+        return Path(self.text(name, default)).expanduser().absolute()
+
+    def size(self, name: str, default: str) -> Size:
+        value = self.text(name, default)
+        match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", value)
+        size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
+        if not all(64 <= side <= 4096 and side % 2 == 0 for side in size):
+            self.complain(name, value, "give WIDTHxHEIGHT, both even, from 64 to 4096.")
+        return size
+
+    def child_environ(self, _name: str) -> dict[str, str]:
+        hidden = (*SECRET_NAMES, *SYSTEMD_NAMES)
+        return {name: value for name, value in self.environ.items() if name not in hidden}
+
+
+RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
+RUN_NEEDS = ("API_URL", *SECRET_NAMES, *RENDER_NEEDS, "WATERMARK_PATH")
+
+
+def setting(read: Callable[..., T], name: str, *rule: object) -> T:
+    """A Settings field that is read from the variable `name` by one of Reader's methods."""
+    field: T = dataclasses.field(metadata={"read": lambda reader: read(reader, name, *rule)})
+    return field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything the operator can set; made once, nothing else reads the environment."""
+
+    api_url: str = setting(Reader.url, "API_URL")
+    secret: str = setting(
+        Reader.matching, "VIDEOGEN_WORKER_SECRET", r"[!-~]{8,}", "use 8 or more plain characters."
+    )
+    blob_token: str = setting(
+        Reader.matching,
+        "BLOB_READ_WRITE_TOKEN",
+        r"vercel_blob_rw_[A-Za-z0-9]+_[A-Za-z0-9]+",
+        "copy the store's token from Vercel; it looks like vercel_blob_rw_STORE_SECRET.",
+    )
+    blob_api_url: str = setting(Reader.url, "VERCEL_BLOB_API_URL", "https://vercel.com/api/blob")
+    blob_access: str = setting(Reader.choice, "BLOB_ACCESS", ("public", "private"))
+    comfyui_dir: Path = setting(Reader.folder, "COMFYUI_DIR", "main.py")
+    comfyui_python: str = setting(Reader.program, "COMFYUI_PYTHON")
+    comfyui_url: str = setting(Reader.url, "COMFYUI_URL", "http://localhost:8188")
+    comfyui_args: tuple[str, ...] = setting(Reader.words, "COMFYUI_ARGS")
+    comfyui_standby: bool = setting(Reader.switch, "COMFYUI_STANDBY", "1")
+    comfyui_idle_stop: float = setting(Reader.seconds, "COMFYUI_IDLE_STOP_S", 600, 0, 86_400)
+    boot_timeout: float = setting(Reader.seconds, "COMFYUI_BOOT_TIMEOUT_S", 180, 1, 3600)
+    watermark: Path = setting(Reader.path, "WATERMARK_PATH")
+    frame_hosts: frozenset[str] = setting(Reader.hosts, "FRAME_HOSTS")
+    sampler: str = setting(Reader.choice, "LTX_SAMPLER", SAMPLERS)
+    checkpoint: str = setting(
+        Reader.text, "LTX_CHECKPOINT", "ltx-2.3-22b-distilled-fp8.safetensors"
+    )
+    text_encoder: str = setting(Reader.text, "LTX_TEXT_ENCODER", "gemma-3-12b-it-qat-Q4_K_M.gguf")
+    text_projection: str = setting(
+        Reader.text, "LTX_TEXT_PROJECTION", "ltx-2.3_text_projection_bf16.safetensors"
+    )
+    size: Size = setting(Reader.size, "VIDEO_SIZE", "1920x1080")
+    poll_interval: float = setting(Reader.seconds, "POLL_INTERVAL_S", 5, 0.05, 3600)
+    heartbeat_interval: float = setting(Reader.seconds, "HEARTBEAT_INTERVAL_S", 15, 0.05, 600)
+    clip_timeout: float = setting(Reader.seconds, "CLIP_TIMEOUT_S", 600, 1, 86_400)
+    job_timeout: float = setting(Reader.seconds, "JOB_TIMEOUT_S", 720, 1, 86_400)
+    state_dir: Path = setting(Reader.state_dir, "STATE_DIR")
+    worker_id: str = setting(
+        Reader.matching, "WORKER_ID", r"[A-Za-z0-9_-]{1,128}", "use letters, digits, - and _."
+    )
+    notify_socket: str = setting(Reader.text, "NOTIFY_SOCKET")
+    watchdog_usec: float = setting(Reader.seconds, "WATCHDOG_USEC", 0, 0, 1e12)
+    journal_stream: str = setting(Reader.text, "JOURNAL_STREAM")
+    child_environ: Mapping[str, str] = setting(Reader.child_environ, "")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], needed: Iterable[str] = RUN_NEEDS) -> Settings:
+        """Raises ConfigError that names every wrong variable, its value and the fix."""
+        reader = Reader(environ, needed)
+        values = {field.name: field.metadata["read"](reader) for field in dataclasses.fields(cls)}
+        if reader.problems:
+            raise ConfigError(*reader.problems)
+        return cls(**values)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return tuple(value for value in (self.secret, self.blob_token) if value)
+
+
+def is_plain_url(url: str) -> bool:
+    """True for an http(s) address with a host, a sane port and no credentials."""
+    try:
+        parts = urlsplit(url)
+        return bool(
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port is None or parts.port > 0)
+            and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Blots out each secret, plain, URL-encoded or in base64."""
+    for secret in secrets:
+        encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
+        for form in {secret, quote(secret), quote(secret, safe=""), encoded}:
+            text = text.replace(form, "***")
+    return text
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Foreign text made safe to log: one line, no control characters, at most `limit` long."""
+    line = "".join(char if char.isprintable() else " " for char in str(text))
+    return line if len(line) <= limit else f"{line[:limit]}…"
+
+
+def backoff(tries: int, cap: float = BACKOFF_CAP_S, asked: float | None = None) -> float:
+    """Seconds to wait after `tries` failures in a row: 1, 2, 4… up to cap, with jitter.
+
+    asked: what Retry-After said; it is honoured up to the same cap.
+    """
+    seconds = min(cap, 2.0 ** min(tries - 1, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
+    return seconds if asked is None else min(cap, max(seconds, asked))
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds from a Retry-After header in either of its forms; None when there is none."""
+    if not value:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def parse_utc(value: object) -> float | None:
+    """Seconds since 1970 from an ISO 8601 time such as 2026-11-23T08:00:00Z."""
+    try:
+        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment.timestamp() if moment.tzinfo else None
+
+
+def format_utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job asks for: clip i goes from frames[i] to frames[i + 1] as prompts[i] says."""
+
+    frames: tuple[str, ...]
+    prompts: tuple[str, ...]
+    watermark: bool
+
+    @property
+    def clips(self) -> int:
+        return len(self.prompts)
+
+
+def bad_job(field: str, came: object, expected: str) -> JobError:
+    shown = one_line(repr(came), 80)
+    return JobError("bad_job", f"{field} is {shown}; expected {expected}.")
+
+
+def parse_stage_data(data: object) -> Plan:
+    """Reads both shapes of stageData. Raises JobError bad_job: field, value, what was expected."""
+    if not isinstance(data, dict):
+        raise bad_job("stageData", data, "an object")
+    if "frames" in data:
+        frames, prompts = data["frames"], data.get("clipPrompts")
+        names = ("stageData.frames", "stageData.clipPrompts")
+        watermark = data.get("watermark")
+    else:
+        frames = [data.get("imageUrl"), data.get("endImageUrl")]
+        prompts, watermark = [data.get("klingPrompt")], data.get("watermark", False)
+        names = ("stageData.imageUrl/endImageUrl", "stageData.klingPrompt")
+    if not isinstance(watermark, bool):
+        raise bad_job("stageData.watermark", watermark, "true or false")
+    frames = check_texts(names[0], frames, range(2, MAX_FRAMES + 1), "frame addresses")
+    for url in frames:
+        if len(url) > 4096 or not is_plain_url(url):
+            raise bad_job(names[0], url, "http(s) addresses without credentials")
+    prompts = check_texts(names[1], prompts, range(len(frames) - 1, len(frames)), "prompts")
+    for prompt in prompts:
+        if len(prompt) > MAX_PROMPT_CHARS or not is_encodable(prompt):
+            raise bad_job(names[1], prompt, f"text of at most {MAX_PROMPT_CHARS} characters")
+    return Plan(frames, prompts, watermark)
+
+
+def check_texts(field: str, value: object, counts: range, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise bad_job(field, value, f"a list of {what}")
+    if len(value) not in counts:
+        wanted = counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        raise bad_job(field, f"{len(value)} of them", f"{wanted} {what}")
+    return tuple(value)
+
+
+def is_encodable(text: str) -> bool:
+    """False for lone surrogates, which JSON can carry but no text encoder can read."""
+    try:
+        return "\0" not in text and bool(text.encode()) | True
+    except UnicodeEncodeError:
+        return False
+
+
+def render_size(size: Size) -> Size:
+    """The size the model renders: rounded up, so that the excess can be cropped away."""
+    width, height = (math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+    return Size(width, height)
+
+
+def seed_for(job_id: str, clip: int, attempt: int) -> int:
+    """The same job, clip and attempt always give the same noise.
+
+    53 bits, because the hosted side reads the seed as a JavaScript number.
+    """
+    digest = hashlib.sha256(f"{job_id}/{clip}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One clip as the workflow needs it; image names are as ComfyUI's upload returned them."""
+
+    clip: int
+    first: str
+    last: str
+    prompt: str
+    seed: int
+    prefix: str
+    size: Size
+    negative: str = NEGATIVE_PROMPT
+
+
+class Graph:
+    """An API workflow in the making; node ids are strings that count up from `base`."""
+
+    def __init__(self, base: int) -> None:
+        self.base, self.nodes = base, Workflow()
+
+    def add(self, kind: str, inputs: Mapping[str, Any]) -> Callable[[int], list[str | int]]:
+        """Adds a node and returns what links to its outputs: add(...)(0) is the first one."""
+        node = str(self.base + len(self.nodes) + 1)
+        self.nodes[node] = {"class_type": kind, "inputs": dict(inputs)}
+        return lambda slot: [node, slot]
+
+
+def build_workflow(shot: Shot, settings: Settings) -> Workflow:
+    """The API workflow for one clip: both ends pinned, 8 steps, CFG 1, NAG, silent video."""
+    graph = Graph(shot.clip * NODE_STRIDE)
+    checkpoint = graph.add("CheckpointLoaderSimple", {"ckpt_name": settings.checkpoint})
+    # Gemma has to come first: the tokenizer is read from the first file.
+    clip = graph.add(
+        "DualCLIPLoaderGGUF",
+        {
+            "clip_name1": settings.text_encoder,
+            "clip_name2": settings.text_projection,
+            "type": "ltxv",
+        },
+    )
+    positive = graph.add("CLIPTextEncode", {"text": shot.prompt, "clip": clip(0)})
+    negative = graph.add("CLIPTextEncode", {"text": shot.negative, "clip": clip(0)})
+    conditioning = graph.add(
+        "LTXVConditioning",
+        {"positive": positive(0), "negative": negative(0), "frame_rate": float(FPS)},
+    )
+    # NAG takes the encoder's own output, the same tensor as behind LTXVConditioning, because
+    # ComfyUI can cache the node then: 2.5 to 3.5 s less for every warm clip.
+    nag = {"nag_scale": NAG_SCALE, "nag_tau": NAG_TAU, "nag_alpha": NAG_ALPHA, "inplace": True}
+    model = graph.add("LTX2_NAG", {"model": checkpoint(0), "nag_cond_video": negative(0), **nag})
+    latent = add_pinned_latent(graph, shot, vae=checkpoint(2))
+    guider = graph.add(
+        "CFGGuider",
+        {
+            "model": model(0),
+            "positive": conditioning(0),
+            "negative": conditioning(1),
+            "cfg": CFG,
+        },
+    )
+    samples = add_sampling(graph, settings.sampler, shot.seed, guider(0), latent)
+    frames = graph.add("VAEDecode", {"samples": samples, "vae": checkpoint(2)})
+    graph.add("VHS_VideoCombine", {"images": frames(0), **video_file(shot.prefix)})
+    return graph.nodes
+
+
+def add_pinned_latent(graph: Graph, shot: Shot, vae: list[str | int]) -> list[str | int]:
+    """An empty video latent whose first and last frames are the two images."""
+    size = shot.size._asdict()
+    scaling = {"upscale_method": "lanczos", **size, "crop": "center"}
+    first = graph.add("LoadImage", {"image": shot.first})
+    last = graph.add("LoadImage", {"image": shot.last})
+    first = graph.add("ImageScale", {"image": first(0), **scaling})
+    last = graph.add("ImageScale", {"image": last(0), **scaling})
+    empty = graph.add("EmptyLTXVLatentVideo", {**size, "length": CLIP_FRAMES, "batch_size": 1})
+    # num_images must be a string: the number 2 passes validation and dies while running. Without
+    # image_2 or index_2 the last frame would be dropped without a word.
+    pins = {
+        "num_images": "2",
+        "num_images.image_1": first(0),
+        "num_images.index_1": 0,
+        "num_images.strength_1": 1.0,
+        "num_images.image_2": last(0),
+        "num_images.index_2": -1,
+        "num_images.strength_2": 1.0,
+    }
+    return graph.add("LTXVImgToVideoInplaceKJ", {"vae": vae, "latent": empty(0), **pins})(0)
+
+
+def add_sampling(
+    graph: Graph, sampler: str, seed: int, guider: list[str | int], latent: list[str | int]
+) -> list[str | int]:
+    sigmas = graph.add("ManualSigmas", {"sigmas": ", ".join(map(str, SIGMAS))})
+    chosen = graph.add("KSamplerSelect", {"sampler_name": sampler})
+    noise = graph.add("RandomNoise", {"noise_seed": seed})
+    inputs = {"noise": noise(0), "guider": guider, "sampler": chosen(0), "sigmas": sigmas(0)}
+    return graph.add(SAMPLER_NODE, {**inputs, "latent_image": latent})(0)
+
+
+def video_file(prefix: str) -> dict[str, Any]:
+    """What VHS_VideoCombine writes; save_metadata would put the prompts into the file."""
+    return {
+        "frame_rate": float(FPS),
+        "loop_count": 0,
+        "filename_prefix": prefix,
+        "format": "video/h264-mp4",
+        "pix_fmt": "yuv420p",
+        "crf": RENDER_CRF,
+        "save_metadata": False,
+        "trim_to_audio": False,
+        "pingpong": False,
+        "save_output": True,
+    }
+
+
+def as_dict(value: object) -> dict[str, Any]:
+    """Foreign JSON where an object is due: anything else counts as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def read_rejection(body: object) -> JobError:
+    """What ComfyUI's refusal of a prompt means (POST /prompt, node_errors included)."""
+    error = as_dict(as_dict(body).get("error"))
+    if error.get("type") == "missing_node_type":
+        kind = one_line(as_dict(error.get("extra_info")).get("class_type"))
+        pack = NODE_PACKS.get(kind, "a newer ComfyUI")
+        return JobError("comfyui_missing_node", f"Node {kind} is missing; install {pack}.")
+    complaints = []
+    for node in as_dict(as_dict(body).get("node_errors")).values():
+        for problem in map(as_dict, as_list(as_dict(node).get("errors"))):
+            extra = as_dict(problem.get("extra_info"))
+            folder = MODEL_FOLDERS.get(str(extra.get("input_name")))
+            if folder and problem.get("type") == "value_not_in_list":
+                name = one_line(extra.get("received_value"), 120)
+                return JobError("comfyui_missing_model", f"Put {name} into ComfyUI's {folder}.")
+            told = f"{problem.get('message')} ({problem.get('details')})"
+            complaints.append(f"{as_dict(node).get('class_type')}: {told}")
+    told = "; ".join(complaints) or f"{error.get('message', body)} {error.get('details', '')}"
+    return JobError("comfyui_rejected", one_line(told))
+
+
+def read_history(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs of a finished prompt. Raises JobError when it did not succeed."""
+    status = as_dict(record.get("status"))
+    if status.get("status_str") == "success":
+        return as_dict(record.get("outputs"))
+    name, data = "nothing said", dict[str, Any]()
+    for message in as_list(status.get("messages"))[-1:]:
+        name, data = str(as_list(message)[:1]), as_dict([*as_list(message), 0, 0][1])
+    if "execution_interrupted" in name:
+        raise JobError("comfyui_failed", "Somebody interrupted the prompt in ComfyUI.", again=True)
+    kind, text = str(data.get("exception_type")), str(data.get("exception_message"))
+    told = one_line(f"{data.get('node_type')}: {kind}: {text}")
+    if "OutOfMemory" in kind or "out of memory" in text.lower():
+        raise JobError("gpu_out_of_memory", told, again=True)
+    raise JobError("comfyui_failed", told)
+
+
+class OutputFile(NamedTuple):
+    """A file as ComfyUI names it: in its output or temp folder."""
+
+    filename: str
+    subfolder: str
+    type: str
+
+
+def find_video(outputs: Mapping[str, Any]) -> OutputFile:
+    """The MP4 among a prompt's outputs. Raises JobError when there is none."""
+    for output in map(as_dict, outputs.values()):
+        for item in map(as_dict, as_list(output.get("gifs"))):
+            file = OutputFile(*(item.get(name, "") for name in OutputFile._fields))
+            if all(isinstance(part, str) for part in file) and file.filename.endswith(".mp4"):
+                return file
+    raise JobError("comfyui_failed", "ComfyUI reported success without a video.")
+
+
+def percent_done(stage: str, clip: int, clips: int, step: int, steps: int) -> float:
+    """Percent of a job: 2 for preparing, 92 for the clips, the rest for joining and upload.
+
+    clip counts from 1; sampling is taken as the middle 75 % of a clip.
+    """
+    done = step / steps if steps else 0.0
+    if stage == "rendering":
+        return 2 + 92 * (clip - 1 + 0.15 + 0.75 * done) / max(clips, 1)
+    return {"joining": 94.0, "uploading": 95 + 4 * done, "reporting": 99.0}.get(stage, 0.0)
+
+
+def sniff_demuxer(head: bytes) -> str:
+    """ffmpeg's demuxer for a picture's first 12 bytes; '' for anything that is no such picture.
+
+    Naming the demuxer keeps ffmpeg from guessing: a playlist or SVG could make it open other files.
+    """
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png_pipe"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg_pipe"
+    return "webp_pipe" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else ""
+
+
+# Where EXIF begins in a JPEG, a PNG and a WebP file; the group is its TIFF header.
+EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4}(?:Exif\0\0)?)(II\*\0|MM\0\*)", re.DOTALL)
+
+
+def exif_orientation(data: Bytes) -> int:
+    """EXIF orientation 1 to 8 of a picture; 1 (upright) when it says nothing usable."""
+    found = EXIF.search(data)
+    if not found:
+        return 1
+    block = data[found.start(1) : found.start(1) + 65_536]
+    order = "<" if block.startswith(b"II") else ">"
+    with contextlib.suppress(struct.error):
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", block, start + 2 + 12 * entry)
+            if tag == 0x0112 and 1 <= value <= 8:
+                return int(value)
+    return 1
+
+
+# What ffmpeg has to do to a picture so that it stands upright, by EXIF orientation.
+UPRIGHT: dict[int, tuple[tuple[str, str], ...]] = {
+    2: (("hflip", ""),),
+    3: (("hflip", ""), ("vflip", "")),
+    4: (("vflip", ""),),
+    5: (("transpose", "0"),),
+    6: (("transpose", "1"),),
+    7: (("transpose", "3"),),
+    8: (("transpose", "2"),),
+}
+
+
+def center_crop(size: Size, shape: Size) -> Size:
+    """The largest part of `size` with the proportions of `shape`."""
+    width = min(size.width, round(size.height * shape.width / shape.height))
+    height = min(size.height, round(size.width * shape.height / shape.width))
+    return Size(max(1, width), max(1, height))
+
+
+class Placement(NamedTuple):
+    """Where the watermark lies on the film, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def place_watermark(mark: Size, film: Size) -> Placement:
+    """Bottom right at a fifth of the width; a picture of the film's own shape covers all of it."""
+    if abs(mark.width * film.height - film.width * mark.height) <= 0.01 * mark.width * film.height:
+        return Placement(0, 0, *film)
+    width = round(film.width * WATERMARK_WIDTH)
+    height = max(1, min(round(width * mark.height / mark.width), film.height))
+    margin = round(film.width * WATERMARK_MARGIN)
+    return Placement(
+        film.width - width - margin, max(0, film.height - height - margin), width, height
+    )
+
+
+def is_public(address: str) -> bool:
+    """True for an address of the open internet, not of this home."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    mapped = getattr(ip, "ipv4_mapped", None) or ip
+    return bool(mapped.is_global) and not mapped.is_multicast
+
+
+class Halt:
+    """Everything that can end a wait: a signal, a cancel, a time limit. Every wait waits on it.
+
+    It is a socket pair, because threading.Event.set can deadlock in a signal handler that
+    interrupts Event.wait (https://github.com/python/cpython/issues/85772).
+    """
+
+    TICK_S = 1.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ear, self._bell = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ear.setblocking(False)
+        self._clock = clock
+        self._limits: list[tuple[float, JobError]] = []
+        self._verdict: JobError | None = None
+        self.stopping = False
+        self.on_tick: Callable[[], None] = lambda: None
+
+    def _ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.send(b"!")
+
+    def stop(self) -> None:
+        """Drain and exit. Safe in a signal handler."""
+        self.stopping = True
+        self._ring()
+
+    def give_up(self, reason: JobError) -> None:
+        """Ends the job in hand. Safe from any thread."""
+        self._verdict = reason
+        self._ring()
+
+    def reset(self) -> None:
+        """Forgets what ended the last job; a stop is never forgotten."""
+        self._verdict = None
+        with contextlib.suppress(BlockingIOError):
+            while self._ear.recv(4096):
+                pass
+        if self.stopping:
+            self._ring()
+
+    def check(self) -> None:
+        """Raises the JobError that ends the work, if there is one."""
+        if self._verdict:
+            raise self._verdict
+        if self.stopping:
+            raise JobError("shutdown", "")
+        for moment, reason in self._limits:
+            if self._clock() >= moment:
+                raise reason
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float, reason: JobError) -> Iterator[None]:
+        """Within this block every wait ends with `reason` when `seconds` have passed."""
+        entry = (self._clock() + seconds, reason)
+        self._limits.append(entry)
+        try:
+            yield
+        finally:
+            self._limits.remove(entry)
+
+    def wait(self, seconds: float = math.inf, *files: Any) -> list[Any]:
+        """Waits for time or files; returns the readable files. Raises JobError when halted."""
+        end = self._clock() + seconds
+        while True:
+            self.check()
+            self.on_tick()
+            soonest = min([end, *(moment for moment, _ in self._limits)])
+            left = max(0.0, min(soonest - self._clock(), self.TICK_S))
+            ready = select.select([self._ear, *files], [], [], left)[0]
+            if files_ready := [file for file in ready if file is not self._ear]:
+                return files_ready
+            if self._clock() >= end:
+                self.check()
+                return []
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs blocking work in a thread of its own, so that it never delays a stop.
+
+        When halted the work is left behind; it ends by its own time limits, or with the process.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        ear, bell = socket.socketpair()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            with contextlib.suppress(OSError), bell:
+                bell.send(b"!")
+
+        with ear:
+            threading.Thread(target=run, name="call", daemon=True).start()
+            self.wait(math.inf, ear)
+        return future.result()
+
+
+class Reply(NamedTuple):
+    """An HTTP answer, read whole within its caps."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def is_page(self) -> bool:
+        """An edge's HTML page; it says nothing about the call, whatever its status."""
+        kind = self.headers.get("content-type", "").lower()
+        return "html" in kind or self.body.lstrip()[:1] == b"<"
+
+    def json(self) -> Any:
+        """Raises ValueError; nesting too deep for the parser counts as that too."""
+        try:
+            return json.loads(self.body)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+
+    def retry_after(self) -> float | None:
+        return parse_retry_after(self.headers.get("retry-after"), time.time())
+
+
+class HeaderAuth(AuthBase):
+    """A secret in one header. As an auth object it also keeps ~/.netrc from replacing it."""
+
+    def __init__(self, name: str = "", value: str = "") -> None:
+        self.name, self.value = name, value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self.name:
+            request.headers[self.name] = self.value
+        return request
+
+
+NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+
+
+class Http:
+    """One requests session: no redirects, no netrc, answers capped in bytes and seconds."""
+
+    def __init__(self, auth: AuthBase | None = None, *, proxies: bool = True) -> None:
+        self.session = requests.Session()
+        self.session.auth = auth or HeaderAuth()
+        self.session.trust_env = proxies
+        self.session.headers["user-agent"] = f"ltx-worker/{VERSION}"
+
+    def exchange(
+        self, method: str, url: str, *, seconds: float = READ_S, sink: IO[bytes] | None = None,
+        limit: int = MAX_JSON_BYTES, **options: Any,
+    ) -> Reply:  # fmt: skip
+        """One request and its whole answer, or Unavailable. `sink` takes a 2xx body to a file."""
+        options.setdefault("allow_redirects", False)
+        try:
+            with self.session.request(
+                method, url, stream=True, timeout=(min(CONNECT_S, seconds), seconds), **options
+            ) as response:
+                body = io.BytesIO()
+                target = sink if sink and response.ok else body
+                copy_capped(response.raw, target, limit, time.monotonic() + seconds)
+                return Reply(response.status_code, response.headers, body.getvalue())
+        except NETWORK_ERRORS as error:
+            if is_disk_full(error):
+                raise JobError("media_failed", DISK_FULL) from error
+            raise Unavailable(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+class TooLarge(OSError):
+    """The other side sends more than it may."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def copy_capped(raw: Any, target: IO[bytes], limit: int, deadline: float) -> None:
+    """Copies an answer's body as it comes. Raises OSError past the cap or the deadline."""
+    size = 0
+    while block := raw.read1(65536, decode_content=True):
+        size += len(block)
+        if size > limit:
+            raise TooLarge(f"the answer is larger than {limit} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer took too long")
+        target.write(block)
+
+
+class QueueApi:
+    """The hosted queue, one method a call.
+
+    A 2xx is taken. 404, 409, 410, 422, 405 and 501 are verdicts. Everything else (429, 5xx, no
+    connection, an HTML page at any status) is Unavailable: the caller tries again, first after
+    about 1 s, then twice as long each time, at most 60 s, and never earlier than Retry-After says.
+    """
+
+    VERDICTS = (404, 405, 409, 410, 422, 501)
+
+    def __init__(self, settings: Settings, halt: Halt | None) -> None:
+        self.settings, self.halt = settings, halt
+        self.http = Http(HeaderAuth("x-videogen-secret", settings.secret))
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        url = f"{self.settings.api_url}/api/videogen/{path}"
+        if self.halt is None:
+            reply = self.http.exchange(method, url, **options)
+        elif self.halt.stopping:
+            reply = self.http.exchange(method, url, seconds=DRAIN_CALL_S, **options)
+        else:
+            reply = self.halt.call(lambda: self.http.exchange(method, url, **options))
+        return self._read(reply)
+
+    def _read(self, reply: Reply) -> Any:
+        told = one_line(reply.body.decode(errors="replace"), 200)
+        if 300 <= reply.status < 400:
+            target = one_line(reply.headers.get("location"), 100)
+            raise Unavailable(f"it redirects to {target}; set API_URL to the final address")
+        if reply.status in (401, 403) and not reply.is_page:
+            raise ConfigError(
+                f"The API at {self.settings.api_url} refused VIDEOGEN_WORKER_SECRET "
+                f"({reply.status}): set the same secret here and there."
+            )
+        if reply.status in self.VERDICTS and (not reply.is_page or reply.status == 405):
+            raise Verdict(reply.status, told)
+        if not reply.ok or reply.is_page:
+            raise Unavailable(f"status {reply.status}: {told}", reply.retry_after())
+        try:
+            return reply.json() if reply.body.strip() else None
+        except ValueError:
+            return None
+
+    def register(self, gpu: Mapping[str, object] | None) -> None:
+        body = {"hostname": socket.gethostname(), "version": VERSION, "gpu": gpu}
+        self._call("POST", "register", json={"workerId": self.settings.worker_id, **body})
+
+    def pending(self) -> dict[str, Any]:
+        """The answer's object: `job` and perhaps `nextPollSec`."""
+        answer = self._call("GET", "pending", params={"workerId": self.settings.worker_id})
+        if not isinstance(answer, dict) or "job" not in answer:
+            raise Unavailable("the answer to `pending` is not {job: …}")
+        return answer
+
+    def claim(self, job_id: str) -> dict[str, Any]:
+        return as_dict(self._patch(job_id, "claim", {}))
+
+    def heartbeat(self, body: Mapping[str, object]) -> dict[str, Any]:
+        worker = {"workerId": self.settings.worker_id}
+        return as_dict(self._call("POST", "heartbeat", json={**worker, **body}))
+
+    def finish(self, job_id: str, verb: str, body: Mapping[str, object]) -> None:
+        """Reports an outcome; verb is `complete` or `fail`."""
+        self._patch(job_id, verb, body)
+
+    def _patch(self, job_id: str, verb: str, body: Mapping[str, object]) -> Any:
+        worker = {"workerId": self.settings.worker_id}
+        return self._call("PATCH", f"{quote(job_id, safe='')}/{verb}", json={**worker, **body})
+
+
+class Slice:
+    """Part of a file as a request body: read in blocks, never whole, and ended by a halt.
+
+    A bytes body would have to be sent within the connect timeout; a file is timed per block.
+    """
+
+    def __init__(
+        self, file: IO[bytes], start: int, size: int, check: Callable[[int], None]
+    ) -> None:
+        self.file, self.size, self.left, self.check = file, size, size, check
+        file.seek(start)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(lambda: self.read(65536), b"")
+
+    def read(self, size: int = -1) -> bytes:
+        self.check(self.size - self.left)
+        block = self.file.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(block)
+        return block
+
+
+# What the operator can do about a refusal of Vercel Blob, by its error code.
+BLOB_FIXES = {
+    "forbidden": "check BLOB_READ_WRITE_TOKEN",
+    "store_suspended": "the store is over its quota; see the Vercel dashboard",
+    "store_not_found": "BLOB_READ_WRITE_TOKEN belongs to no store; copy it again",
+    "access": "set BLOB_ACCESS to what the store was made with",
+}
+BLOB_TRANSIENT = ("service_unavailable", "internal_server_error", "rate_limited", "unknown_error")
+
+
+def read_blob_error(reply: Reply) -> Unavailable | Verdict:
+    """Decides on Vercel's error code, not on the status: transient, or a final refusal."""
+    try:
+        error = as_dict(as_dict(reply.json()).get("error"))
+    except ValueError:
+        error = {}
+    code, message = str(error.get("code") or "unknown_error"), one_line(error.get("message", ""))
+    if code in BLOB_TRANSIENT:
+        told = f"status {reply.status} {code} {message}"
+        return Unavailable(told.strip(), reply.retry_after())
+    hint = BLOB_FIXES.get("access" if " access on a " in message else code, "")
+    return Verdict(reply.status, f"{code}: {message}{f' ({hint})' if hint else ''}")
+
+
+class Blob:
+    """Vercel Blob, as its own clients speak to it (API version 12)."""
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.settings, self.halt = settings, halt
+        self.store = settings.blob_token.split("_")[3]
+        self.http = Http(HeaderAuth("authorization", f"Bearer {settings.blob_token}"))
+
+    def put(self, path: Path, pathname: str, on_sent: Callable[[int, int], None]) -> str:
+        """Uploads a file and returns its URL.
+
+        Six tries over about a minute. Each begins with a look at what is there, because a try
+        that seemed to fail may have landed. Raises Unavailable when no try got through, Verdict
+        for a refusal, JobError when halted.
+        """
+        request_id = f"{self.store}:{time.time_ns() // 10**6}:{uuid.uuid4().hex[:12]}"
+        for tries in range(1, BLOB_TRIES + 1):
+            identity = {
+                "x-api-blob-request-id": request_id,
+                "x-api-blob-request-attempt": str(tries - 1),
+            }
+            try:
+                return self._find(path, pathname, identity) or self._send(
+                    path, pathname, identity, on_sent
+                )
+            except Unavailable as error:
+                if tries == BLOB_TRIES:
+                    raise
+                pause = backoff(tries, asked=error.retry_after)
+                say("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))
+                self.halt.wait(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _find(self, path: Path, pathname: str, headers: Mapping[str, str]) -> str | None:
+        """The URL of a blob that is already this very file."""
+        try:
+            found = self._call("GET", "", {"url": pathname}, headers)
+        except Verdict as verdict:
+            if verdict.status == 404:
+                return None
+            raise
+        etag = str(found.get("etag", "")).strip('"')
+        same_size = found.get("size") == path.stat().st_size
+        # Only a single PUT has the MD5 as its etag; for multipart the size has to do.
+        same = etag == file_md5(path) if re.fullmatch(r"[0-9a-f]{32}", etag) else True
+        return str(found["url"]) if same_size and same and found.get("url") else None
+
+    def _send(
+        self,
+        path: Path,
+        pathname: str,
+        identity: Mapping[str, str],
+        on_sent: Callable[[int, int], None],
+    ) -> str:
+        size = path.stat().st_size
+        headers = {
+            **identity,
+            "x-vercel-blob-access": self.settings.blob_access,
+            "x-content-type": "video/mp4",
+            "x-allow-overwrite": "1",
+            "x-add-random-suffix": "0",
+            "x-cache-control-max-age": str(BLOB_CACHE_S),
+        }
+        with path.open("rb") as file:
+            if size > MULTIPART_ABOVE:
+                answer = self._send_parts(file, size, pathname, headers, on_sent)
+            else:
+                answer = self._call(
+                    "PUT", "", {"pathname": pathname}, headers,
+                    data=self._slice(file, 0, size, lambda sent: on_sent(sent, size)),
+                )  # fmt: skip
+        if not isinstance(answer.get("url"), str):
+            raise Unavailable("the answer to the upload has no url")
+        return str(answer["url"])
+
+    def _send_parts(
+        self, file: IO[bytes], size: int, pathname: str, headers: Mapping[str, str],
+        on_sent: Callable[[int, int], None],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Create, upload each part of 8 MiB, complete."""
+        query = {"pathname": pathname}
+        created = self._call("POST", "/mpu", query, {**headers, "x-mpu-action": "create"})
+        step = {
+            **headers,
+            "x-mpu-key": quote(str(created.get("key")), safe="~()*!.'-"),
+            "x-mpu-upload-id": str(created.get("uploadId")),
+        }
+        parts = []
+
+        def on_part(start: int, sent: int) -> None:
+            on_sent(start + sent, size)
+
+        for number, start in enumerate(range(0, size, PART_BYTES), start=1):
+            length = min(PART_BYTES, size - start)
+            body = self._slice(file, start, length, functools.partial(on_part, start))
+            upload = {**step, "x-mpu-action": "upload", "x-mpu-part-number": str(number)}
+            answer = self._call("POST", "/mpu", query, upload, data=body)
+            parts.append({"partNumber": number, "etag": str(answer.get("etag"))})
+        return self._call("POST", "/mpu", query, {**step, "x-mpu-action": "complete"}, json=parts)
+
+    def _slice(
+        self, file: IO[bytes], start: int, size: int, on_sent: Callable[[int], None]
+    ) -> Slice:
+        deadline = time.monotonic() + UPLOAD_GRACE_S + size / SLOWEST_UPLOAD
+
+        def check(sent: int) -> None:
+            self.halt.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError("the upload is too slow")
+            on_sent(sent)
+
+        return Slice(file, start, size, check)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        **body: Any,
+    ) -> dict[str, Any]:
+        url = f"{self.settings.blob_api_url}{path}"
+        fixed = {"x-api-version": BLOB_API_VERSION, "x-vercel-blob-store-id": self.store}
+        reply = self.halt.call(
+            lambda: self.http.exchange(
+                method,
+                url,
+                params=params,
+                headers={**fixed, **headers},
+                seconds=BLOB_CALL_S,
+                **body,
+            )
+        )
+        if not reply.ok:
+            raise read_blob_error(reply)
+        try:
+            return as_dict(reply.json())
+        except ValueError as error:
+            raise Unavailable("the answer is not JSON") from error
+
+
+def file_md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str]) -> socket.socket:
+    """Connects to an address that was looked up once and found to be public or allowed by name.
+
+    The connection goes to that very address, so a name that changes its answer gains nothing.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in found]
+    named = {host.lower(), f"{host.lower()}:{port}"} & allowed
+    private = [address for address in addresses if not is_public(address)]
+    if private and not named:
+        fix = "allow it with FRAME_HOSTS, if it is yours"
+        raise JobError("frame_unavailable", f"{host} is at a private address; {fix}.")
+    return socket.create_connection((addresses[0], port), timeout)
+
+
+class FrameAdapter(HTTPAdapter):
+    """Makes every connection, redirected ones too, with connect_allowed."""
+
+    def __init__(self, allowed: frozenset[str]) -> None:
+        self.allowed = allowed
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": guard_pool(urllib3.HTTPConnectionPool, self.allowed),
+            "https": guard_pool(urllib3.HTTPSConnectionPool, self.allowed),
+        }
+
+
+def guard_pool(pool: Any, allowed: frozenset[str]) -> Any:
+    """A pool class whose connections are made by connect_allowed."""
+
+    def new_conn(self: Any) -> socket.socket:
+        return connect_allowed(self.host, self.port, CONNECT_S, allowed)
+
+    connection = type("Guarded", (pool.ConnectionCls,), {"_new_conn": new_conn})
+    return type("GuardedPool", (pool,), {"ConnectionCls": connection})
+
+
+class FrameHost:
+    """Downloads frames from wherever a job says, but not from inside this network."""
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.halt = halt
+        # A proxy would resolve names itself and make the address check worthless.
+        self.http = Http(proxies=False)
+        self.http.session.max_redirects = 3
+        for scheme in ("http://", "https://"):
+            self.http.session.mount(scheme, FrameAdapter(settings.frame_hosts))
+
+    def fetch(self, url: str, path: Path, field: str) -> None:
+        """Three tries. Raises JobError frame_unavailable, or frame_invalid above 64 MB."""
+        for tries in range(1, FRAME_TRIES + 1):
+            try:
+                return self._fetch_once(url, path, field)
+            except Unavailable as error:
+                if isinstance(error.__cause__, TooLarge):
+                    raise JobError("frame_invalid", f"{field} is larger than 64 MB.") from error
+                if tries == FRAME_TRIES:
+                    where = one_line(url.split("?")[0], 120)
+                    told = f"{field} ({where}) could not be downloaded: {error}."
+                    raise JobError("frame_unavailable", told) from error
+                self.halt.wait(backoff(tries, cap=10, asked=error.retry_after))
+
+    def _fetch_once(self, url: str, path: Path, field: str) -> None:
+        with path.open("wb") as file:
+            reply = self.halt.call(
+                lambda: self.http.exchange(
+                    "GET", url, sink=file, limit=MAX_FRAME_BYTES,
+                    seconds=FRAME_SECONDS, allow_redirects=True,
+                )
+            )  # fmt: skip
+        if reply.status in (408, 425, 429) or reply.status >= 500:
+            raise Unavailable(f"status {reply.status}", reply.retry_after())
+        if not reply.ok:
+            where = one_line(url.split("?")[0], 120)
+            raise JobError("frame_unavailable", f"{field} ({where}) answers {reply.status}.")
+
+
+class ToolFailed(Exception):
+    """ffmpeg or ffprobe ended with an error; the text is its last lines."""
+
+
+class Child:
+    """A program that dies with us, in a process group of its own.
+
+    It has to be started from the main thread: the kernel's parent-death signal fires when the
+    thread that started it ends.
+    """
+
+    def __init__(
+        self, command: Sequence[str], settings: Settings, output: IO[bytes], cwd: Path | None = None
+    ) -> None:
+        self.output = output
+        self.process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**settings.child_environ, OWNER_MARK: str(settings.state_dir)},
+            start_new_session=True,
+        )
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
+
+    def finish(self, halt: Halt) -> int:
+        """Waits for the program's own end and returns its exit code."""
+        halt.wait(math.inf, self.pidfd)
+        self.end()
+        return self.process.returncode
+
+    def end(self, grace: float = 0.0) -> None:
+        """Ends the whole group: SIGTERM, after `grace` seconds SIGKILL. Safe to call twice."""
+        if self.pidfd < 0:
+            return
+        if grace and self.alive:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            select.select([self.pidfd], [], [], grace)
+        # Not reaped yet, so the group's number cannot have been given to anybody else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+    def last_words(self) -> str:
+        """How an ended program ended, for people."""
+        self.end()
+        code = self.process.returncode
+        if code == -signal.SIGKILL:
+            return "killed; the machine may have run out of memory"
+        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+    def tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """The last lines it printed, without colours."""
+        size = os.fstat(self.output.fileno()).st_size
+        start = max(0, size - 16_384)
+        text = os.pread(self.output.fileno(), 16_384, start).decode(errors="replace")
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+class Media:
+    """ffmpeg and ffprobe, as children at low priority that know none of our secrets."""
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.settings, self.halt = settings, halt
+
+    def start(self, command: Sequence[str]) -> Child:
+        output = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the child)
+        return Child(["nice", "-n", "10", *command], self.settings, output)
+
+    def finish(self, child: Child) -> None:
+        """Raises ToolFailed with the last lines when the program did not succeed."""
+        if code := child.finish(self.halt):
+            raise ToolFailed(child.tail() or f"exit code {code}")
+
+    def run(self, stream: Any) -> None:
+        with self.start(ffmpeg_command(stream)) as child:
+            self.finish(child)
+
+    def probe(self, path: Path, demuxer: str = "") -> dict[str, Any]:
+        """ffprobe's description of the first video stream. Raises ToolFailed."""
+        command = ["ffprobe", "-v", "error", "-protocol_whitelist", "file", "-of", "json"]
+        command += [
+            "-select_streams",
+            "v:0",
+            "-show_streams",
+            *(["-f", demuxer] if demuxer else []),
+        ]
+        with self.start([*command, str(path)]) as child:
+            self.finish(child)
+            answer = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0)
+        try:
+            return as_dict(as_list(as_dict(json.loads(answer)).get("streams"))[0])
+        except (ValueError, IndexError) as error:
+            raise ToolFailed("there is no picture in it") from error
+
+    def check_picture(self, path: Path) -> tuple[str, int, Size]:
+        """Demuxer, EXIF orientation and upright size. Raises ToolFailed when it is no picture."""
+        if not path.is_file() or not path.stat().st_size:
+            raise ToolFailed("the file is missing or empty")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            demuxer = sniff_demuxer(data[:12])
+            if not demuxer:
+                raise ToolFailed("it is neither JPEG, PNG nor WebP")
+            orientation = exif_orientation(data)
+        stream = self.probe(path, demuxer)
+        size = Size(int(stream.get("width", 0)), int(stream.get("height", 0)))
+        if not 0 < size.width * size.height <= MAX_FRAME_PIXELS:
+            raise ToolFailed(f"it has {size.width}x{size.height} pixels; at most 64 million go")
+        return demuxer, orientation, Size(*size[::-1]) if orientation > 4 else size
+
+    def prepare_frame(self, source: Path, target: Path, shape: Size) -> None:
+        """Decodes a frame fully, sets it upright, crops it to `shape` and scales it there."""
+        demuxer, orientation, size = self.check_picture(source)
+        crop = center_crop(size, shape)
+        stream = read_picture(source, demuxer)
+        for name, argument in UPRIGHT.get(orientation, ()):
+            stream = stream.filter(name, *filter(None, [argument]))
+        stream = stream.filter("crop", *crop, exact=1).filter("scale", *shape, flags="lanczos")
+        part = target.with_suffix(".part")
+        output = {"f": "image2", "c:v": "png", "pix_fmt": "rgb24", "frames:v": 1, "update": 1}
+        self.run(stream.output(str(part), **output))
+        keep(part, target)
+
+    def check_watermark(self, path: Path) -> Size:
+        """Decodes the watermark fully. Raises JobError watermark_missing."""
+        try:
+            demuxer, _, size = self.check_picture(path)
+            if demuxer != "png_pipe":
+                raise ToolFailed("it is not a PNG")
+            self.run(read_picture(path, demuxer).output("-", f="null"))
+        except (ToolFailed, OSError) as error:
+            told = f"WATERMARK_PATH={str(path)!r}: {one_line(error)}. Put a PNG there."
+            raise JobError("watermark_missing", told) from error
+        return size
+
+    def check_video(self, path: Path, frames: int, size: Size) -> None:
+        """Raises ToolFailed unless the video has these frames, this size and 24 fps."""
+        stream = self.probe(path)
+        found = tuple(stream.get(name) for name in ("nb_frames", "width", "height", "r_frame_rate"))
+        wanted = (str(frames), *size, f"{FPS}/1")
+        if found != wanted:
+            raise ToolFailed(f"frames, width, height, rate are {found}, expected {wanted}")
+
+
+def ffmpeg_command(stream: Any) -> list[str]:
+    quiet = ("-nostdin", "-hide_banner", "-v", "error", "-xerror")
+    command: list[str] = stream.global_args(*quiet).overwrite_output().compile()
+    return command
+
+
+def read_picture(path: Path, demuxer: str) -> Any:
+    """A picture as it lies in the file; turning it upright is our business, not the decoder's."""
+    options = {"noautorotate": None, "protocol_whitelist": "file", "err_detect": "explode"}
+    return ffmpeg.input(str(path), f=demuxer, **options)
+
+
+H264 = {
+    "c:v": "libx264",
+    "preset": "medium",
+    "crf": OUTPUT_CRF,
+    "pix_fmt": "yuv420p",
+    "r": FPS,
+    "video_track_timescale": FPS * 1000,
+    "color_primaries": "bt709",
+    "color_trc": "bt709",
+    "colorspace": "bt709",
+    "color_range": "tv",
+}
+# No encoder settings, no titles, no prompts in what customers get.
+CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
+
+
+def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
+    """The one lossy encode: 120 frames, cropped to the film's size, with the watermark."""
+    video = ffmpeg.input(str(raw), protocol_whitelist="file").video
+    video = video.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
+    video = video.filter("crop", *film, exact=1)
+    if mark:
+        overlay = read_picture(mark, "png_pipe").filter("format", "rgba")
+        colours = {"out_color_matrix": "bt709", "out_range": "tv"}
+        overlay = overlay.filter("scale", place.width, place.height, flags="lanczos", **colours)
+        overlay = overlay.filter("format", "yuva420p")
+        video = video.overlay(overlay, x=place.x, y=place.y)
+    return video.output(str(target), f="mp4", **H264, **CLEAN)
+
+
+def join_command(listing: Path, target: Path) -> Any:
+    """Copies the clips one behind the other, with the index first so that playing starts early."""
+    clips = ffmpeg.input(str(listing), f="concat", protocol_whitelist="file")
+    return clips.output(str(target), f="mp4", c="copy", movflags="+faststart", **CLEAN)
+
+
+def keep(part: Path, target: Path) -> None:
+    """Makes a finished file the real one: it is there whole or not at all, whatever dies."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def keep_json(target: Path, value: object) -> None:
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    keep(part, target)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from our own folder; empty when there is none or it cannot be read."""
+    try:
+        return as_dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+class ComfyLost(Exception):
+    """A ComfyUI went away or stopped making sense."""
+
+
+class Comfy:
+    """One ComfyUI server: ours when it has a child, otherwise somebody else's, never ended."""
+
+    def __init__(self, url: str, halt: Halt, child: Child | None = None, home: Path | None = None):
+        self.url, self.halt, self.child, self.home = url, halt, child, home
+        self.client_id = uuid.uuid4().hex
+        # The server is on this machine; a proxy has no business in between.
+        self.http = Http(proxies=False)
+
+    def _get(self, path: str, **options: Any) -> Any:
+        reply = self.http.exchange("GET", f"{self.url}{path}", seconds=COMFY_CALL_S, **options)
+        try:
+            return reply.json() if reply.ok else None
+        except ValueError:
+            return None
+
+    def answers(self) -> bool:
+        """Whether the server at the URL is a ComfyUI, and our child if we have one."""
+        try:
+            system = as_dict(as_dict(self._get("/system_stats")).get("system"))
+        except Unavailable:
+            return False
+        # A stranger may hold the port, so the child is known by the folder only it was given.
+        ours = self.home is None or str(self.home / "output") in as_list(system.get("argv"))
+        return ours and "comfyui_version" in system
+
+    def await_ready(self, seconds: float) -> None:
+        """Raises JobError comfyui_unavailable when our child ends or is not up in time."""
+        assert self.child
+        end = time.monotonic() + seconds
+        while not self.answers():
+            why = f"ComfyUI did not answer within {seconds:g} s."
+            if self.halt.wait(BOOT_POLL_S, self.child.pidfd):
+                why = f"ComfyUI ended while booting ({self.child.last_words()})."
+            elif time.monotonic() < end:
+                continue
+            if "already in use" in self.child.tail():
+                why = f"The port of {self.url} is held by another program; end it."
+            raise JobError("comfyui_unavailable", why, tail=self.child.tail())
+
+    def flush(self) -> None:
+        """Empties the caches of a server that is not ours.
+
+        /free is lost when it arrives just as a prompt ends, hence the pause before it.
+        """
+        self.halt.wait(1.0)
+        self._post("/free", json={"unload_models": True, "free_memory": True})
+
+    def _post(self, path: str, seconds: float = 30.0, **options: Any) -> Reply:
+        return self.http.exchange("POST", f"{self.url}{path}", seconds=seconds, **options)
+
+    def upload(self, path: Path, name: str) -> str:
+        """Uploads an image and returns the name the workflow has to use."""
+        with path.open("rb") as file:
+            reply = self._post("/upload/image", files={"image": (name, file, "image/png")})
+        answer = as_dict(reply.json()) if reply.ok else {}
+        if not isinstance(answer.get("name"), str):
+            raise ComfyLost(f"the upload of a frame was answered with status {reply.status}")
+        folder = answer.get("subfolder") or ""
+        return f"{folder}/{answer['name']}" if folder else str(answer["name"])
+
+    def submit(self, workflow: Workflow) -> str:
+        """Queues the prompt under an id of ours. Raises JobError when it is refused."""
+        prompt_id = str(uuid.uuid4())
+        body = {"prompt": workflow, "prompt_id": prompt_id, "client_id": self.client_id}
+        # VHS would leave a picture beside every clip.
+        extra = {"extra_pnginfo": {"workflow": {"extra": {"VHS_MetadataImage": False}}}}
+        reply = self._post("/prompt", json={**body, "extra_data": extra})
+        try:
+            answer: object = reply.json()
+        except ValueError:
+            answer = reply.body.decode(errors="replace")
+        # 200 with node_errors means that a part of the graph was dropped.
+        if not reply.ok or as_dict(answer).get("node_errors"):
+            raise read_rejection(answer)
+        return str(as_dict(answer).get("prompt_id", prompt_id))
+
+    def render(self, workflow: Workflow, on_step: Callable[[int], None]) -> dict[str, Any]:
+        """Runs a prompt to its end and returns its outputs. Raises JobError, ComfyLost.
+
+        The end is learnt from whichever speaks first of the websocket, the history and the
+        process; the websocket is a hint, the history is the truth.
+        """
+        with contextlib.closing(Listener(self.url, self.client_id)) as listener:
+            prompt_id = self.submit(workflow)
+            sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
+            try:
+                while not (record := self._look(listener, prompt_id, sampler, on_step)):
+                    pass
+            except JobError:
+                self._interrupt(prompt_id)
+                raise
+        return read_history(record)
+
+    def _look(
+        self, listener: Listener, prompt_id: str, sampler: str, on_step: Callable[[int], None]
+    ) -> dict[str, Any]:
+        """Waits for the next sign of life; returns the history's record once there is one."""
+        process = [self.child.pidfd] if self.child else []
+        ready = self.halt.wait(HISTORY_POLL_S, *process, *listener.files())
+        if self.child and not self.child.alive:
+            raise ComfyLost(f"it ended by itself ({self.child.last_words()})")
+        if ready and not listener.read(prompt_id, sampler, on_step):
+            return {}
+        return self._record(prompt_id)
+
+    def _record(self, prompt_id: str) -> dict[str, Any]:
+        """The prompt's entry in the history; empty while it waits or runs."""
+        try:
+            if record := as_dict(as_dict(self._get(f"/history/{prompt_id}")).get(prompt_id)):
+                return record
+            queue = self._get("/queue")
+            if isinstance(queue, dict) and prompt_id not in json.dumps(queue):
+                # It may have ended between the two questions.
+                record = as_dict(as_dict(self._get(f"/history/{prompt_id}")).get(prompt_id))
+                if not record:
+                    raise ComfyLost("it no longer knows the prompt")
+                return record
+        except Unavailable as error:
+            # Busy or frozen: its end, its websocket or the clip's time limit will tell.
+            if self.child is None and "refused" in str(error):
+                raise ComfyLost("it is gone") from error
+        return {}
+
+    def _interrupt(self, prompt_id: str) -> None:
+        """Asks the server to stop the prompt; one of ours is ended afterwards in any case."""
+        with contextlib.suppress(Unavailable):
+            self._post("/interrupt", 2.0, json={"prompt_id": prompt_id})
+            self._post("/queue", 2.0, json={"delete": [prompt_id]})
+
+    def fetch(self, file: OutputFile, target: Path) -> None:
+        """Brings the clip to `target`: moved when it is on this disk, else downloaded."""
+        if self.home:
+            root = (self.home / "output").resolve()
+            source = (root / file.subfolder / file.filename).resolve()
+            if not source.is_relative_to(root) or not source.is_file():
+                raise ComfyLost(f"the clip it named is not there: {one_line(file.filename)}")
+            source.replace(target)
+        else:
+            with target.open("wb") as sink:
+                options: dict[str, Any] = {"sink": sink, "limit": MAX_CLIP_BYTES, "seconds": 120.0}
+                url = f"{self.url}/view"
+                reply = self.http.exchange("GET", url, params=file._asdict(), **options)
+            if not reply.ok:
+                raise ComfyLost(f"the clip it named is not there: status {reply.status}")
+
+    def tail(self) -> str:
+        return self.child.tail() if self.child else ""
+
+    def end(self) -> None:
+        if self.child:
+            self.child.end(END_GRACE_S)
+
+
+class Listener:
+    """The websocket of one prompt. Losing it costs nothing but progress."""
+
+    def __init__(self, url: str, client_id: str) -> None:
+        self.url = f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
+        self.socket: websocket.WebSocket | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        try:
+            options: dict[str, Any] = {"timeout": COMFY_CALL_S, "http_no_proxy": ["*"]}
+            self.socket = websocket.create_connection(self.url, **options)
+        except (websocket.WebSocketException, OSError, ValueError):
+            self.socket = None
+
+    def files(self) -> list[Any]:
+        if self.socket is None:
+            self._connect()
+        return [self.socket.sock] if self.socket else []
+
+    def read(self, prompt_id: str, sampler: str, on_step: Callable[[int], None]) -> bool:
+        """Reads one message; True when it is time to look into the history."""
+        assert self.socket
+        try:
+            message = json.loads(self.socket.recv())
+        except (websocket.WebSocketException, OSError):
+            self.close()
+            return True
+        except (ValueError, RecursionError):
+            return False
+        data = as_dict(as_dict(message).get("data"))
+        if data.get("prompt_id") != prompt_id:
+            return False
+        if message.get("type") == "progress" and data.get("node") == sampler:
+            on_step(int(data.get("value", 0)))
+        # The history is written between execution_success and this message.
+        return message.get("type") == "executing" and data.get("node") is None
+
+    def close(self) -> None:
+        if self.socket and self.socket.sock:
+            self.socket.sock.close()
+        self.socket = None
+
+
+class ComfyFleet:
+    """Boots ComfyUI processes, hands out fresh ones and ends them, but never one it did not boot.
+
+    `current` renders; `spare` boots or waits beside it for the next clip.
+    """
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.settings, self.halt = settings, halt
+        self.current: Comfy | None = None
+        self.spare: Comfy | None = None
+        self.told_foreign = False
+
+    def warm(self) -> None:
+        """Starts booting what fresh() will hand out; does not wait for it."""
+        if self.spare and not (self.spare.child and self.spare.child.alive):
+            self.spare.end()
+            self.spare = None
+        if self.spare is None:
+            self.spare = (None if self.current else self._find_foreign()) or self._boot()
+
+    def fresh(self) -> Comfy:
+        """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches."""
+        self.retire()
+        waited_ready = self.spare is not None
+        self.warm()
+        assert self.spare
+        self.current, self.spare = self.spare, None
+        try:
+            if self.current.child:
+                self.current.await_ready(self.settings.boot_timeout)
+            else:
+                self.current.flush()
+        except JobError as error:
+            if not waited_ready or error.code != "comfyui_unavailable":
+                raise
+            say("standby_failed", error.detail, logging.WARNING)
+            return self.fresh()
+        return self.current
+
+    def stand_by(self) -> None:
+        """Boots the next process while this one renders, so that its boot costs no time."""
+        if self.settings.comfyui_standby and self.current and self.current.child:
+            self.warm()
+
+    def retire(self) -> None:
+        """Ends the process that has rendered; its memory is free when this returns."""
+        if self.current:
+            self.current.end()
+        self.current = None
+
+    def stop(self) -> None:
+        self.retire()
+        if self.spare:
+            self.spare.end()
+        self.spare = None
+
+    def _find_foreign(self) -> Comfy | None:
+        comfy = Comfy(self.settings.comfyui_url, self.halt)
+        if not comfy.answers():
+            return None
+        if not self.told_foreign:
+            say("comfyui_foreign", "Using a ComfyUI that we did not start.", url=comfy.url)
+            self.told_foreign = True
+        return comfy
+
+    def _boot(self) -> Comfy:
+        parts = urlsplit(self.settings.comfyui_url)
+        if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            told = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
+            raise JobError("comfyui_unavailable", told)
+        port = free_port() if self.current else parts.port or 80
+        home = self.settings.state_dir / "comfyui" / str(port)
+        shutil.rmtree(home, ignore_errors=True)
+        for name in ("input", "output", "temp"):
+            (home / name).mkdir(parents=True)
+        command = [
+            *("choom", "-n", "500", "--", self.settings.comfyui_python, "-u", "main.py"),
+            *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
+            *("--input-directory", str(home / "input")),
+            *("--output-directory", str(home / "output")),
+            *("--temp-directory", str(home), "--database-url", "sqlite:///:memory:"),
+            *self.settings.comfyui_args,
+        ]
+        log_file = open_log(self.settings.state_dir / "logs", port)
+        child = Child(command, self.settings, log_file, cwd=self.settings.comfyui_dir)
+        say("comfyui_booting", port=port, pid=child.process.pid)
+        return Comfy(f"http://127.0.0.1:{port}", self.halt, child, home)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def open_log(folder: Path, port: int) -> IO[bytes]:
+    """A log file for one ComfyUI process; only the newest few are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("comfyui-*.log"))[: -KEPT_LOGS + 1]:
+        old.unlink(missing_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    return (folder / f"comfyui-{stamp}-{port}.log").open("w+b")
+
+
+class Job:
+    """A claimed job's folder in the spool; every file in it is there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.id = folder, folder.name
+        self.output, self.outcome = folder / "output.mp4", folder / "outcome.json"
+
+    def create(self, stage_data: object) -> None:
+        for name in ("frames", "clips"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        keep_json(self.folder / "job.json", {"stageData": stage_data})
+
+    @property
+    def stage_data(self) -> object:
+        return read_json(self.folder / "job.json").get("stageData")
+
+    def source(self, frame: int) -> Path:
+        return self.folder / "frames" / f"{frame}.download"
+
+    def frame(self, frame: int) -> Path:
+        return self.folder / "frames" / f"{frame}.png"
+
+    def raw(self, clip: int) -> Path:
+        return self.folder / "clips" / f"{clip:03}.raw.mp4"
+
+    def clip(self, clip: int) -> Path:
+        return self.folder / "clips" / f"{clip:03}.mp4"
+
+    def record(self, clip: int) -> Path:
+        return self.folder / "clips" / f"{clip:03}.json"
+
+    def conclude(self, verb: str, body: Mapping[str, object]) -> None:
+        """Writes the outcome down, once; `verb` is complete or fail."""
+        keep_json(self.outcome, {"verb": verb, "body": body})
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Progress:
+    """What the worker is doing: the one source of heartbeats, STATUS=, `status` and the bar."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.begin("")
+
+    def begin(self, job_id: str) -> None:
+        with self._lock:
+            self.job_id, self.stage, self.started = job_id, "starting", time.monotonic()
+            self.clip = self.clips = self.step = self.steps = 0
+            self.percent, self.touched = 0.0, time.time()
+
+    def update(self, stage: str, **numbers: int) -> None:
+        """numbers: clip (from 1), clips, step, steps. Percent never goes backwards."""
+        with self._lock:
+            self.stage, self.touched = stage, time.time()
+            for name, value in numbers.items():
+                setattr(self, name, value)
+            done = percent_done(stage, self.clip, self.clips, self.step, self.steps)
+            self.percent = max(self.percent, round(done, 1))
+
+    def snapshot(self) -> dict[str, Any]:
+        """The contract's `progress`, empty-handed when idle."""
+        with self._lock:
+            spent = time.monotonic() - self.started
+            eta = round(spent * (100 / self.percent - 1)) if self.percent >= 5 else None
+            counts = {"clip": self.clip, "clips": self.clips, "step": self.step}
+            return {
+                "stage": self.stage if self.job_id else "idle",
+                **counts,
+                "steps": self.steps,
+                "percent": self.percent,
+                "etaSec": eta,
+                "lastProgressAt": format_utc(self.touched),
+            }
+
+    def sentence(self) -> str:
+        if not self.job_id:
+            return "idle"
+        now = self.snapshot()
+        where = f"clip {now['clip']}/{now['clips']} " if now["clip"] else ""
+        step = f"step {now['step']}/{now['steps']} " if now["stage"] == "rendering" else ""
+        return f"job {self.job_id}: {now['stage']} {where}{step}{now['percent']:.0f} %"
+
+
+class Studio:
+    """Makes a film of a job's frames and prompts: all that needs neither queue nor upload."""
+
+    def __init__(
+        self, settings: Settings, halt: Halt, progress: Progress, seed: int | None = None
+    ) -> None:
+        self.settings, self.halt, self.progress, self.seed = settings, halt, progress, seed
+        self.fleet = ComfyFleet(settings, halt)
+        self.media = Media(settings, halt)
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str, job: Job, **fields: object) -> Iterator[None]:
+        """One log line for a finished stage, and its seconds for the job's summary."""
+        started = time.monotonic()
+        yield
+        self._note(name, time.monotonic() - started, job, **fields)
+
+    def _note(self, name: str, seconds: float, job: Job, **fields: object) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        say(f"{name}_done", job=job.id, **fields, ms=round(seconds * 1000))
+
+    def make(self, job: Job, plan: Plan, fetch: Callable[[str, Path, str], None]) -> None:
+        """Leaves the film in job.output; what is already in the folder is not made again.
+
+        fetch(url, path, field) brings a frame. Raises JobError.
+        """
+        self.progress.update("checking", clips=plan.clips)
+        mark = self.media.check_watermark(self.settings.watermark) if plan.watermark else None
+        try:
+            if not all(job.clip(clip).exists() for clip in range(plan.clips)):
+                self.fleet.warm()
+            film = self._prepare_frames(job, plan, fetch)
+            self._make_clips(job, plan, film, mark)
+            with self.stage("join", job):
+                self._join(job, plan, film)
+        except ToolFailed as error:
+            raise JobError("media_failed", one_line(error)) from error
+        finally:
+            self.fleet.retire()
+
+    def _prepare_frames(
+        self, job: Job, plan: Plan, fetch: Callable[[str, Path, str], None]
+    ) -> Size:
+        """Downloads, checks and cuts the frames; returns the film's size."""
+        with self.stage("download", job, frames=len(plan.frames)):
+            for number, url in enumerate(plan.frames):
+                self.progress.update("downloading")
+                if not job.source(number).exists():
+                    part = job.source(number).with_suffix(".part")
+                    fetch(url, part, f"stageData.frames[{number}]")
+                    keep(part, job.source(number))
+        with self.stage("check", job):
+            return self._cut_frames(job, plan)
+
+    def _cut_frames(self, job: Job, plan: Plan) -> Size:
+        film = self.settings.size
+        for number in range(len(plan.frames)):
+            self.progress.update("checking")
+            try:
+                if number == 0:
+                    _, _, first = self.media.check_picture(job.source(0))
+                    film = film if first.width >= first.height else Size(*film[::-1])
+                if not job.frame(number).exists():
+                    shape = render_size(film)
+                    self.media.prepare_frame(job.source(number), job.frame(number), shape)
+            except ToolFailed as error:
+                told = f"stageData.frames[{number}]: {one_line(error)}."
+                raise JobError("frame_invalid", told) from error
+        return film
+
+    def _make_clips(self, job: Job, plan: Plan, film: Size, mark: Size | None) -> None:
+        """Renders each missing clip; the encode of one runs beside the rendering of the next."""
+        with contextlib.ExitStack() as children:
+            encodes: list[tuple[int, Child, float]] = []
+            for clip in range(plan.clips):
+                if job.clip(clip).exists():
+                    continue
+                if not job.raw(clip).exists():
+                    self._render_clip(job, plan, clip, render_size(film))
+                child = self.media.start(self._trim(job, clip, film, mark))
+                encodes.append((clip, children.enter_context(child), time.time()))
+            self.progress.update("encoding")
+            for clip, child, started in encodes:
+                self.media.finish(child)
+                self._keep_clip(job, clip, film, started)
+
+    def _trim(self, job: Job, clip: int, film: Size, mark: Size | None) -> list[str]:
+        place = place_watermark(mark or film, film)
+        source = self.settings.watermark if mark else None
+        part = job.clip(clip).with_suffix(".part")
+        return ffmpeg_command(trim_command(job.raw(clip), part, film, source, place))
+
+    def _keep_clip(self, job: Job, clip: int, film: Size, started: float) -> None:
+        part = job.clip(clip).with_suffix(".part")
+        self.media.check_video(part, KEPT_FRAMES, film)
+        # The encode ended while something else was waited for; its file knows when.
+        self._note("encode", part.stat().st_mtime - started, job, clip=clip + 1)
+        keep(part, job.clip(clip))
+        job.raw(clip).unlink()
+
+    def _render_clip(self, job: Job, plan: Plan, clip: int, size: Size) -> None:
+        """One clip, with a second attempt where a fresh ComfyUI may do better."""
+        seconds = self.settings.clip_timeout
+        late = JobError("clip_timeout", f"Clip {clip + 1} was not done within {seconds:g} s.")
+        with self.halt.limit(seconds, late):
+            for attempt in (1, 2):
+                try:
+                    return self._attempt(job, plan, clip, size, attempt)
+                except JobError as error:
+                    if attempt == 2 or not error.again:
+                        raise
+                    told = f"{error}\n{error.tail}".strip()
+                    say("clip_retry", told, logging.WARNING, job=job.id, clip=clip + 1)
+
+    def _attempt(self, job: Job, plan: Plan, clip: int, size: Size, attempt: int) -> None:
+        self.progress.update("booting", clip=clip + 1, step=0, steps=STEPS)
+        with self.stage("boot", job, clip=clip + 1):
+            comfy = self.fleet.fresh()
+        part = job.raw(clip).with_suffix(".part")
+        started = time.monotonic()
+        seed = seed_for(job.id, clip, attempt) if self.seed is None else self.seed + clip
+        try:
+            outputs = self._run_workflow(comfy, job, plan.prompts[clip], clip, size, seed)
+            comfy.fetch(find_video(outputs), part)
+            self.media.check_video(part, CLIP_FRAMES, size)
+        except (ComfyLost, Unavailable) as error:
+            told = f"ComfyUI: {error}."
+            raise JobError("comfyui_failed", told, again=True, tail=comfy.tail()) from error
+        except ToolFailed as error:
+            told = f"Clip {clip + 1}: {one_line(error)}."
+            raise JobError("bad_clip", told, again=True, tail=comfy.tail()) from error
+        except JobError as error:
+            error.tail = error.tail or comfy.tail()
+            raise
+        finally:
+            self.fleet.retire()
+        spent = round(time.monotonic() - started, 1)
+        keep_json(job.record(clip), {"seed": seed, "renderSec": spent, "attempts": attempt})
+        keep(part, job.raw(clip))
+
+    def _run_workflow(
+        self, comfy: Comfy, job: Job, prompt: str, clip: int, size: Size, seed: int
+    ) -> dict[str, Any]:
+        # No name is ever used twice: ComfyUI answers a repeated graph from its cache.
+        unique = f"{job.id}-{clip}-{uuid.uuid4().hex[:8]}"
+        first, last = (
+            comfy.upload(job.frame(clip + end), f"{unique}-{name}.png")
+            for end, name in enumerate(("first", "last"))
+        )
+        shot = Shot(clip, first, last, prompt, seed, f"ltx-worker/{unique}", size)
+        submitted = time.monotonic()
+        loaded = 0.0
+
+        def on_step(step: int) -> None:
+            nonlocal loaded
+            if not loaded:
+                loaded = time.monotonic()
+                self._note("load", loaded - submitted, job, clip=clip + 1)
+                self.fleet.stand_by()
+            self.progress.update("rendering", step=min(step, STEPS))
+
+        self.progress.update("rendering", clip=clip + 1)
+        outputs = comfy.render(build_workflow(shot, self.settings), on_step)
+        seconds = time.monotonic() - (loaded or submitted)
+        self._note("render", seconds, job, clip=clip + 1, seed=seed)
+        return outputs
+
+    def _join(self, job: Job, plan: Plan, film: Size) -> None:
+        self.progress.update("joining")
+        listing, part = job.folder / "clips" / "list.txt", job.output.with_suffix(".part")
+        names = (job.clip(clip).name for clip in range(plan.clips))
+        listing.write_text("".join(f"file '{name}'\n" for name in names))
+        self.media.run(join_command(listing, part))
+        self.media.check_video(part, KEPT_FRAMES * plan.clips, film)
+        keep(part, job.output)
+
+
+class Systemd:
+    """Tells systemd how the service is (sd_notify); says nothing when it did not start us."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.address = settings.notify_socket.replace("@", "\0", 1)
+        self.interval = settings.watchdog_usec / 1e6 / 3
+        self.fed, self.status = 0.0, ""
+
+    def send(self, *lines: str) -> None:
+        if self.address:
+            with (
+                contextlib.suppress(OSError),
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier,
+            ):
+                notifier.sendto("\n".join(lines).encode(), self.address)
+
+    def tell(self, status: str) -> None:
+        if status != self.status:
+            self.status = status
+            self.send(f"STATUS={status}")
+
+    def feed(self) -> None:
+        """Feeds the watchdog; called by the main loop's waits, so it starves when they stop."""
+        if self.interval and time.monotonic() - self.fed >= self.interval:
+            self.fed = time.monotonic()
+            self.send("WATCHDOG=1")
+
+
+class Outage:
+    """Tells the first and every tenth failure in a row, and when it is over."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.tries = what, 0
+
+    def note(self, error: Exception) -> int:
+        self.tries += 1
+        if self.tries == 1 or self.tries % 10 == 0:
+            say(f"{self.what}_unavailable", one_line(error), logging.WARNING, tries=self.tries)
+        return self.tries
+
+    def over(self) -> None:
+        if self.tries:
+            say(f"{self.what}_back", tries=self.tries)
+        self.tries = 0
+
+
+class Heartbeat:
+    """A thread that tells the hosted side every 15 s how we are, and hears what it wants.
+
+    It has an HTTP session of its own, keeps to a fixed grid of moments however long a call
+    takes, and never stops or delays the job when a call fails.
+    """
+
+    def __init__(self, settings: Settings, halt: Halt, progress: Progress) -> None:
+        self.settings, self.halt, self.progress = settings, halt, progress
+        self.api = QueueApi(settings, halt=None)
+        self.outage = Outage("heartbeat")
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.lease_end = math.inf
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive()
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.ended.set()
+        self.thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        interval = self.settings.heartbeat_interval
+        due = time.monotonic()
+        while not self.ended.wait(max(0.0, due - time.monotonic())):
+            self.tick()
+            missed = max(0.0, time.monotonic() - due) // interval
+            due += interval * (missed + 1)
+
+    def tick(self) -> None:
+        job_id, sent = self.progress.job_id, time.monotonic()
+        status = "draining" if self.halt.stopping else "busy" if job_id else "idle"
+        body = {"status": status, "jobId": job_id or None, "progress": self.progress.snapshot()}
+        try:
+            answer = self.api.heartbeat(body)
+        except (Unavailable, Verdict, ConfigError, JobError) as error:
+            self.outage.note(error)
+        else:
+            self.outage.over()
+            self.hear(answer, job_id, sent)
+
+    def hear(self, answer: Mapping[str, Any], job_id: str, sent: float) -> None:
+        """Honours `cancel` and `leaseUntil` for the job that this heartbeat spoke of."""
+        if not job_id or job_id != self.progress.job_id:
+            return
+        if job_id in as_list(answer.get("cancel")):
+            self.halt.give_up(JobError("cancelled", "The hosted side cancelled it."))
+        lease = parse_utc(answer.get("leaseUntil"))
+        if lease is not None and lease <= time.time():
+            self.halt.give_up(JobError("cancelled", "The lease on it has ended."))
+
+
+class Worker:
+    """Polls the queue and takes each job from the claim to the delivered outcome."""
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.settings, self.halt = settings, halt
+        self.progress = Progress()
+        self.api = QueueApi(settings, halt)
+        self.blob = Blob(settings, halt)
+        self.frames = FrameHost(settings, halt)
+        self.studio = Studio(settings, halt, self.progress)
+        self.heartbeat = Heartbeat(settings, halt, self.progress)
+        self.systemd = Systemd(settings)
+        self.spool = settings.state_dir / "jobs"
+        self.outage = Outage("api")
+        self.parked: dict[str, tuple[int, float]] = {}
+        self.idle_since = time.monotonic()
+        self.told_claim = False
+        self.delivered = 0
+        self.on_progress: Callable[[], None] = lambda: None
+
+    def run(self, once: bool = False) -> int:
+        """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
+        try:
+            self.start()
+            served = False
+            while not (once and served):
+                served = self.tick()
+        except JobError as error:
+            if error.code != "shutdown":
+                raise
+        finally:
+            self.stop()
+        return 0 if self.delivered or not once else 1
+
+    def start(self) -> None:
+        self.halt.on_tick = self._on_tick
+        sweep_leftovers(self.settings.state_dir)
+        self.systemd.send("READY=1")
+        say("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
+        self._register()
+        self.heartbeat.start()
+        self._resume()
+
+    def stop(self) -> None:
+        self.systemd.send("STOPPING=1")
+        self.studio.fleet.stop()
+        if self.heartbeat.alive:
+            self.heartbeat.stop()
+        say("stopped")
+
+    def tick(self) -> bool:
+        """One poll, and the job it brought; True when there was one."""
+        if not self.heartbeat.alive:
+            raise RuntimeError("the heartbeat thread has died")
+        self._deliver_parked()
+        try:
+            answer = self.api.pending()
+        except Unavailable as error:
+            tries = self.outage.note(error)
+            self.halt.wait(backoff(tries, asked=error.retry_after))
+            return False
+        self.outage.over()
+        job = self._claim(answer["job"]) if answer["job"] else None
+        if job:
+            self._work(job)
+            return True
+        self._rest(answer.get("nextPollSec"))
+        return False
+
+    def _on_tick(self) -> None:
+        if self.heartbeat.alive or not self.heartbeat.thread.ident:
+            self.systemd.feed()
+        self.systemd.tell(self.progress.sentence())
+        self.on_progress()
+
+    def _rest(self, asked: object) -> None:
+        """Waits for the next poll; gives the GPU back when nothing has come for long."""
+        if time.monotonic() - self.idle_since >= self.settings.comfyui_idle_stop:
+            self.studio.fleet.stop()
+        valid = isinstance(asked, (int, float)) and 0 < asked <= 3600
+        self.halt.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
+
+    def _register(self) -> None:
+        while True:
+            try:
+                return self.api.register(read_gpu(self.settings))
+            except Verdict as verdict:
+                say("register_skipped", f"The API has no register: {one_line(verdict, 60)}.")
+                return
+            except Unavailable as error:
+                tries = self.outage.note(error)
+                self.halt.wait(backoff(tries, asked=error.retry_after))
+
+    def _claim(self, offer: object) -> Job | None:
+        """The offered job, ours from here on; None when it is somebody else's or unusable."""
+        job_id = as_dict(offer).get("id")
+        if not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
+            told = "Its id is no plain name of letters, digits, - and _; it is left alone."
+            say("job_ignored", told, logging.ERROR, job=one_line(repr(job_id), 80))
+            return None
+        job = Job(self.spool / job_id)
+        job.create(as_dict(offer).get("stageData"))
+        if self._is_ours(job):
+            return job
+        job.remove()
+        return None
+
+    def _is_ours(self, job: Job) -> bool:
+        """Claims a job, again after a restart."""
+        for tries in range(1, OUTCOME_RETRIES + 2):
+            try:
+                self.api.claim(job.id)
+                say("claimed", job=job.id)
+                return True
+            except Verdict as verdict:
+                if verdict.status not in (405, 501):
+                    say("not_ours", one_line(verdict), job=job.id)
+                    return False
+                if not self.told_claim:
+                    say("claim_skipped", "The API has no claim of its own; a poll claims.")
+                self.told_claim = True
+                return True
+            except Unavailable as error:
+                say("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                self.halt.wait(backoff(tries, asked=error.retry_after))
+        return False
+
+    def _resume(self) -> None:
+        """Takes up what the last run left in the spool."""
+        for folder in sorted(self.spool.glob("*/"), key=lambda path: path.stat().st_mtime):
+            job = Job(folder)
+            if job.outcome.exists():
+                self.parked[job.id] = (0, 0.0)
+            elif self._is_ours(job):
+                self._work(job)
+            else:
+                job.remove()
+
+    def _work(self, job: Job) -> None:
+        """Takes a claimed job to its outcome and delivers that."""
+        started = time.monotonic()
+        self.progress.begin(job.id)
+        self.studio.seconds.clear()
+        seconds = self.settings.job_timeout
+        late = JobError("job_timeout", f"It was not done within {seconds:g} s.")
+        try:
+            with self.halt.limit(seconds, late):
+                plan = parse_stage_data(job.stage_data)
+                if not job.output.exists():
+                    self.studio.make(job, plan, self.frames.fetch)
+            self._deliver(job, OUTCOME_RETRIES)
+        except JobError as error:
+            self._fail(job, error)
+        except Exception as error:
+            log.exception("unexpected job=%s", job.id)
+            full = is_disk_full(error)
+            told = DISK_FULL if full else f"Unexpected: {one_line(repr(error))}."
+            self._fail(job, JobError("media_failed", told))
+        finally:
+            self._sum_up(job, time.monotonic() - started)
+            self.progress.begin("")
+            self.idle_since = time.monotonic()
+
+    def _fail(self, job: Job, error: JobError) -> None:
+        """Writes a failure down and reports it. A film that is done is kept for the next start."""
+        # What ended the job must not end the report of it; a stop shortens it.
+        self.halt.reset()
+        if error.code == "shutdown" and job.output.exists() and not job.outcome.exists():
+            say("kept_for_resume", job=job.id)
+            return
+        if not job.outcome.exists():
+            say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
+            job.conclude("fail", {"error": error.report()})
+        self._deliver(job, OUTCOME_RETRIES)
+
+    def _deliver(self, job: Job, retries: int) -> None:
+        """Uploads and reports, with retries; what still fails stays in the spool for later.
+
+        Later is between polls and at every start, until a 2xx or a final refusal.
+        """
+        tries, _ = self.parked.pop(job.id, (0, 0.0))
+        for again in range(retries + 1):
+            try:
+                self._deliver_once(job)
+                return job.remove()
+            except Unavailable as error:
+                tries += 1
+                say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                pause = backoff(tries, PARKED_CAP_S, error.retry_after)
+                self.parked[job.id] = (tries, time.monotonic() + pause)
+                if again < retries and not self.halt.stopping:
+                    self.halt.wait(backoff(tries, asked=error.retry_after))
+
+    def _deliver_once(self, job: Job) -> None:
+        if not job.outcome.exists():
+            self._upload(job)
+        outcome = read_json(job.outcome)
+        verb = str(outcome.get("verb"))
+        self.progress.update("reporting")
+        try:
+            self.api.finish(job.id, verb, as_dict(outcome.get("body")))
+        except Verdict as verdict:
+            if verdict.status not in FINAL:
+                raise Unavailable(str(verdict)) from verdict
+            told = f"The hosted side decided otherwise: {verdict}."
+            say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
+        except ConfigError as error:
+            # The next poll ends the worker with this; the outcome waits for the right secret.
+            raise Unavailable(str(error)) from error
+        else:
+            self.delivered += verb == "complete"
+            say("delivered", job=job.id, verb=verb)
+
+    def _upload(self, job: Job) -> None:
+        """Puts the film where the hosted side expects it and writes the outcome down."""
+        size = job.output.stat().st_size
+
+        def on_sent(sent: int, size: int) -> None:
+            self.progress.update("uploading", step=round(100 * sent / size), steps=100)
+
+        try:
+            with self.studio.stage("upload", job, bytes=size):
+                url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+        except Verdict as verdict:
+            say("upload_refused", str(verdict), logging.ERROR, job=job.id)
+            error = JobError("upload_failed", one_line(verdict))
+            return job.conclude("fail", {"error": error.report()})
+        job.conclude("complete", self._describe(job, url))
+
+    def _describe(self, job: Job, url: str) -> dict[str, object]:
+        """The body of `complete`."""
+        plan = parse_stage_data(job.stage_data)
+        film = self.studio.media.probe(job.output)
+        clips = [read_json(job.record(clip)) for clip in range(plan.clips)]
+        return {
+            "outputUrl": url,
+            "durationSec": plan.clips * CLIP_SECONDS,
+            "frames": plan.clips * KEPT_FRAMES,
+            "fps": FPS,
+            "width": film["width"],
+            "height": film["height"],
+            "sizeBytes": job.output.stat().st_size,
+            "watermarked": plan.watermark,
+            "renderSec": round(sum(clip.get("renderSec", 0) for clip in clips), 1),
+            "clips": clips,
+        }
+
+    def _deliver_parked(self) -> None:
+        for job_id, (_, due) in list(self.parked.items()):
+            if time.monotonic() >= due:
+                self._deliver(Job(self.spool / job_id), retries=0)
+
+    def _sum_up(self, job: Job, total: float) -> None:
+        """The job in one line: seconds by stage, and what became of it."""
+        verb = read_json(job.outcome).get("verb", "delivered")
+        stages = {name: round(seconds, 1) for name, seconds in self.studio.seconds.items()}
+        say("job_done", job=job.id, outcome=verb, **stages, total=round(total, 1))
+
+
+def sweep_leftovers(state_dir: Path) -> None:
+    """Ends what an earlier worker on this state folder left running, and nothing else.
+
+    A leftover is known by the mark in its environment, so a reused process number means nothing.
+    """
+    mark = f"{OWNER_MARK}={state_dir}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(entry.name))
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    say("leftover_ended", pid=entry.name)
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+
+def read_gpu(settings: Settings) -> dict[str, object] | None:
+    """Name and memory of the first GPU as nvidia-smi tells; None without one."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            query, capture_output=True, text=True, timeout=5, check=True,
+            env=dict(settings.child_environ),
+        )  # fmt: skip
+        name, megabytes = answer.stdout.splitlines()[0].rsplit(",", 1)
+        return {"name": name.strip(), "vramBytes": int(megabytes) * 2**20}
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
+    """One log line: the event, its fields, a sentence for people."""
+    told = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
+    log.log(level, "%s", " ".join(filter(None, told)))
+
+
+class LogFormat(logging.Formatter):
+    """Lines without secrets; further lines of a message are indented, so none can be forged."""
+
+    def __init__(self, settings: Settings) -> None:
+        # journald has the time already.
+        time_part = "" if settings.journal_stream else "%(asctime)s "
+        super().__init__(f"{time_part}%(levelname)s %(message)s")
+        self.secrets = settings.secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = redact(super().format(record), self.secrets).splitlines()
+        return "\n    ".join(one_line(line, 2000) for line in lines)
+
+
+class LogLines(logging.StreamHandler[Any]):
+    """Logs to standard error; on a terminal a progress bar stays on the last line."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(sys.stderr)
+        self.bar = ""
+        self.has_bar = sys.stderr.isatty()
+        self.setFormatter(LogFormat(settings))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bar = self.bar
+        self.draw("")
+        super().emit(record)
+        self.draw(bar)
+
+    def draw(self, bar: str) -> None:
+        if self.has_bar and bar != self.bar:
+            self.stream.write(f"\r\x1b[K{bar}")
+            self.stream.flush()
+            self.bar = bar
+
+
+def draw_bar(progress: Progress, width: int = 30) -> str:
+    """The progress as one line of a terminal; empty when idle."""
+    if not progress.job_id:
+        return ""
+    now = progress.snapshot()
+    full = round(width * now["percent"] / 100)
+    eta = f" {now['etaSec']} s left" if now["etaSec"] is not None else ""
+    return f"[{'█' * full}{'░' * (width - full)}] {progress.sentence()}{eta}"
+
+
+@contextlib.contextmanager
+def signals(halt: Halt) -> Iterator[None]:
+    """The first SIGTERM or SIGINT drains, a second one ends at once."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop(_number: int, _frame: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        halt.stop()
+
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def state_folder(settings: Settings) -> Iterator[None]:
+    """The state folder, private and for one worker alone."""
+    os.umask(0o077)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    settings.state_dir.chmod(0o700)
+    with (settings.state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            told = f"STATE_DIR={settings.state_dir}: another worker uses it; stop that one first."
+            raise ConfigError(told) from error
+        yield
+
+
+def with_worker_id(settings: Settings) -> Settings:
+    """WORKER_ID, or one made at the first start and kept."""
+    if settings.worker_id:
+        return settings
+    path = settings.state_dir / "worker-id"
+    if not path.exists():
+        path.with_suffix(".part").write_text(f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}")
+        keep(path.with_suffix(".part"), path)
+    return dataclasses.replace(settings, worker_id=path.read_text())
+
+
+def check_tools() -> None:
+    """Raises ConfigError for programs that are missing on this machine."""
+    packages = {"ffmpeg": "ffmpeg", "ffprobe": "ffmpeg", "setpriv": "util-linux"}
+    missing = {pack for tool, pack in packages.items() if not shutil.which(tool)}
+    if missing:
+        raise ConfigError(*(f"{pack} is missing: sudo apt install {pack}" for pack in missing))
+
+
+def start_logging(settings: Settings) -> LogLines:
+    handler = LogLines(settings)
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return handler
+
+
+def read_environ() -> dict[str, str]:
+    """The environment over the .env beside this file."""
+    beside = dotenv.dotenv_values(Path(__file__).resolve().with_name(".env"), interpolate=False)
+    return {**{name: value for name, value in beside.items() if value is not None}, **os.environ}
+
+
+def run_command(options: argparse.Namespace) -> int:
+    settings = Settings.load(read_environ())
+    handler = start_logging(settings)
+    check_tools()
+    halt = Halt()
+    with state_folder(settings), signals(halt):
+        worker = Worker(with_worker_id(settings), halt)
+        worker.on_progress = lambda: handler.draw(draw_bar(worker.progress))
+        return worker.run(options.once)
+
+
+def render_command(options: argparse.Namespace) -> int:
+    """Frames and prompts to a film, without queue and upload."""
+    needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
+    settings = Settings.load(read_environ(), needed)
+    if len(options.prompt) == 1:
+        options.prompt *= len(options.frames) - 1
+    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
+        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
+    handler = start_logging(settings)
+    check_tools()
+    halt, progress = Halt(), Progress()
+    with (
+        state_folder(settings),
+        signals(halt),
+        tempfile.TemporaryDirectory(prefix="render-", dir=settings.state_dir) as folder,
+    ):
+        job = Job(Path(folder) / "render")
+        job.create(None)
+        progress.begin("render")
+        halt.on_tick = lambda: handler.draw(draw_bar(progress))
+        studio = Studio(settings, halt, progress, options.seed)
+        plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
+        try:
+            studio.make(job, plan, copy_frame)
+        except JobError as error:
+            say("render_failed", f"{error}\n{error.tail}".strip(), logging.ERROR)
+            return 1
+        finally:
+            studio.fleet.stop()
+            handler.draw("")
+        shutil.copyfile(job.output, options.output)
+    print(options.output)
+    return 0
+
+
+def copy_frame(source: str, target: Path, field: str) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise JobError("frame_unavailable", f"{field}: {error}.") from error
+
+
+def workflow_command(options: argparse.Namespace) -> int:
+    """Prints the workflow that would be sent."""
+    settings = Settings.load(read_environ(), needed=())
+    seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
+    names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
+    shot = Shot(options.clip, *names, render_size(settings.size), options.negative)
+    print(json.dumps(build_workflow(shot, settings), indent=2))
+    return 0
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not fit together."""
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Turn queued stills into walkthrough videos.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(command=run_command, once=False)
+    run = commands.add_parser("run", help="serve the queue (also without any command)")
+    run.add_argument("--once", action="store_true", help="serve one job, then exit")
+    render = commands.add_parser("render", help="make a film of pictures, without queue or upload")
+    render.add_argument("frames", nargs="+", metavar="FRAME")
+    render.add_argument("--prompt", action="append", required=True, metavar="TEXT")
+    render.add_argument("--watermark", action="store_true")
+    render.add_argument("--seed", type=int)
+    render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.mp4")
+    render.set_defaults(command=render_command)
+    flow = commands.add_parser("workflow", help="print the ComfyUI workflow that would be sent")
+    flow.add_argument("first", metavar="FIRST")
+    flow.add_argument("last", metavar="LAST")
+    flow.add_argument("--prompt", required=True, metavar="TEXT")
+    flow.add_argument("--negative", default=NEGATIVE_PROMPT, metavar="TEXT")
+    flow.add_argument("--clip", type=int, default=0, choices=range(MAX_FRAMES - 1), metavar="N")
+    flow.add_argument("--seed", type=int)
+    flow.set_defaults(command=workflow_command)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse_arguments(arguments)
+    try:
+        return int(options.command(options))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"ltx_worker: {problem}", file=sys.stderr)
+        return 78
+    except UsageError as error:
+        print(f"ltx_worker: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
