@@ -1,0 +1,1 @@
+"""Everything the worker talks to, in miniature, as real processes on this machine."""

@@ -1,0 +1,142 @@
+"""The stage every test plays on: the hosted side, a box with a worker, pictures; all real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.client import Hosted
+from tests.pictures import picture
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = ROOT / "ltx_worker.py"
+SIZE = (256, 144)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Running:
+    """A worker process whose output can be waited for."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        self.path = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
+
+    @property
+    def log(self) -> str:
+        return self.path.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 60) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the worker still runs:\n{self.log[-4000:]}") from None
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Box:
+    """The operator's machine: a state folder, settings and the worker."""
+
+    def __init__(self, folder: Path, hosted: Hosted) -> None:
+        self.folder, self.hosted = folder, hosted
+        self.state = folder / "state"
+        self.port = free_port()
+        self.watermark = folder / "watermark.png"
+        self.watermark.write_bytes(picture((120, 40), "mark", mode="RGBA"))
+        self.running: list[Running] = []
+        self.settings = {
+            "API_URL": hosted.url,
+            "VIDEOGEN_WORKER_SECRET": hosted.secret,
+            "BLOB_READ_WRITE_TOKEN": hosted.blob_token,
+            "VERCEL_BLOB_API_URL": hosted.blob_api_url,
+            "COMFYUI_DIR": str(ROOT / "sandbox" / "comfyui"),
+            "COMFYUI_PYTHON": sys.executable,
+            "COMFYUI_URL": f"http://localhost:{self.port}",
+            "COMFYUI_STANDBY": "0",
+            "WATERMARK_PATH": str(self.watermark),
+            "FRAME_HOSTS": "127.0.0.1",
+            "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
+            "STATE_DIR": str(self.state),
+            "WORKER_ID": "test-worker",
+            "POLL_INTERVAL_S": "0.2",
+            "HEARTBEAT_INTERVAL_S": "0.5",
+            "LOOKALIKE_CONTROL_URL": f"{hosted.url}/control/comfyui",
+            "LOOKALIKE_BOOT_S": "0.1",
+            "LOOKALIKE_LOAD_S": "0.05",
+            "LOOKALIKE_STEP_S": "0.02",
+            "LOOKALIKE_DECODE_S": "0.02",
+        }
+
+    def environ(self, **changes: str) -> dict[str, str]:
+        """The machine's environment; a setting given as '' is unset."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        settings = {**self.settings, **changes}
+        return {**kept, **{name: value for name, value in settings.items() if value}}
+
+    def start(self, *arguments: str, **changes: str) -> Running:
+        command = [sys.executable, "-u", str(WORKER), *arguments]
+        log = self.folder / f"worker-{len(self.running)}.log"
+        self.running.append(Running(command, self.environ(**changes), log))
+        return self.running[-1]
+
+    def run_once(self, timeout: float = 60, **changes: str) -> Running:
+        worker = self.start("run", "--once", **changes)
+        worker.wait(timeout)
+        return worker
+
+    def add_job(self, clips: int = 1, watermark: bool = False, **options: Any) -> str:
+        """A queued job of pictures that can be told apart."""
+        frames = [
+            self.hosted.put_frame(f"frame-{n}.png", picture((320, 180), n)) for n in range(clips + 1)
+        ]
+        prompts = [f"walk on, part {n}" for n in range(clips)]
+        return self.hosted.add_job(frames, prompts, watermark, **options)
+
+    def failure(self, job: str) -> dict[str, Any]:
+        """The error a job was failed with."""
+        row = self.hosted.job(job)
+        assert row["state"] == "failed", (row, self.running[-1].log[-3000:])
+        error: dict[str, Any] = row["outcome"]["error"]
+        return error
+
+
+@pytest.fixture(scope="session")
+def session_hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    with Hosted(tmp_path_factory.mktemp("hosted")) as hosted:
+        yield hosted
+
+
+@pytest.fixture
+def hosted(tmp_path: Path) -> Iterator[Hosted]:
+    with Hosted(tmp_path / "hosted") as hosted:
+        yield hosted
+
+
+@pytest.fixture
+def box(tmp_path: Path, hosted: Hosted) -> Iterator[Box]:
+    box = Box(tmp_path, hosted)
+    yield box
+    for worker in box.running:
+        worker.end()
+
+
+WaitFor = Callable[..., dict[str, Any]]

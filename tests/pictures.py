@@ -1,0 +1,39 @@
+"""Pictures made for tests: each number has its own layout of colours, so frames can be told apart."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Array = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def paint(size: tuple[int, int], kind: int | str) -> Array:
+    """A smooth picture (height, width, 3) whose colours follow from `kind`."""
+    rng = np.random.default_rng(abs(hash_of(kind)))
+    coarse = rng.integers(20, 236, (3, 4, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+
+
+def hash_of(kind: int | str) -> int:
+    return kind if isinstance(kind, int) else int.from_bytes(kind.encode(), "big") % 2**31
+
+
+def picture(
+    size: tuple[int, int], kind: int | str = 0, *, mode: str = "RGB", format: str = "PNG", **save: Any
+) -> bytes:
+    """A picture file's bytes."""
+    image = Image.fromarray(paint(size, kind)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(128)
+    buffer = io.BytesIO()
+    image.save(buffer, format, **save)
+    return buffer.getvalue()
+
+
+def likeness(one: Array, other: Array) -> float:
+    """Mean absolute difference of two pictures of one size, in 8-bit levels."""
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
