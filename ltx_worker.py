@@ -196,6 +196,13 @@ class JobError(Exception):
         return {"code": self.code, "message": message[:1000], "retryable": fault.retryable}
 
 
+class LeaseLost(JobError):
+    """The hosted side may have given the job to somebody else: stop, and report nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled", "The lease on it has ended.")
+
+
 class ConfigError(Exception):
     """The operator has to change something before the worker can run."""
 
@@ -432,13 +439,13 @@ def backoff(tries: int, cap: float = BACKOFF_CAP_S, asked: float | None = None) 
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Seconds from a Retry-After header in either of its forms; None when there is none."""
+    """Seconds from a Retry-After (or Date) header, as a number or from its date."""
     if not value:
         return None
     if value.strip().isdigit():
         return float(value)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+        return email.utils.parsedate_to_datetime(value).timestamp() - now
     except ValueError:
         return None
 
@@ -805,8 +812,9 @@ def is_public(address: str) -> bool:
 class Halt:
     """Everything that can end a wait: a signal, a cancel, a time limit. Every wait waits on it.
 
-    It is a socket pair, because threading.Event.set can deadlock in a signal handler that
-    interrupts Event.wait (https://github.com/python/cpython/issues/85772).
+    It is a socket pair and not a threading.Event, because the lock that Event.set takes may be
+    held by the very Event.wait that the signal handler interrupts; the trap is described in
+    https://github.com/python/cpython/issues/126434.
     """
 
     TICK_S = 1.0
@@ -818,6 +826,7 @@ class Halt:
         self._clock = clock
         self._limits: list[tuple[float, JobError]] = []
         self._verdict: JobError | None = None
+        self._lease_end = math.inf
         self.stopping = False
         self.on_tick: Callable[[], None] = lambda: None
 
@@ -835,14 +844,20 @@ class Halt:
         self._verdict = reason
         self._ring()
 
+    def hold_lease(self, seconds: float) -> None:
+        """The job in hand is ours for so long, unless this is called again. From any thread."""
+        self._lease_end = self._clock() + seconds
+        self._ring()
+
     def reset(self) -> None:
         """Forgets what ended the last job; a stop is never forgotten."""
-        self._verdict = None
+        self._verdict, self._lease_end = None, math.inf
+
+    def _hush(self) -> None:
+        """Takes the rings away; what they announced is in the fields that check() reads."""
         with contextlib.suppress(BlockingIOError):
             while self._ear.recv(4096):
                 pass
-        if self.stopping:
-            self._ring()
 
     def check(self) -> None:
         """Raises the JobError that ends the work, if there is one."""
@@ -850,6 +865,8 @@ class Halt:
             raise self._verdict
         if self.stopping:
             raise JobError("shutdown", "")
+        if self._clock() >= self._lease_end:
+            raise LeaseLost
         for moment, reason in self._limits:
             if self._clock() >= moment:
                 raise reason
@@ -870,9 +887,11 @@ class Halt:
         while True:
             self.check()
             self.on_tick()
-            soonest = min([end, *(moment for moment, _ in self._limits)])
+            soonest = min([end, self._lease_end, *(moment for moment, _ in self._limits)])
             left = max(0.0, min(soonest - self._clock(), self.TICK_S))
             ready = select.select([self._ear, *files], [], [], left)[0]
+            if self._ear in ready:
+                self._hush()
             if files_ready := [file for file in ready if file is not self._ear]:
                 return files_ready
             if self._clock() >= end:
@@ -918,12 +937,12 @@ class Reply(NamedTuple):
         kind = self.headers.get("content-type", "").lower()
         return "html" in kind or self.body.lstrip()[:1] == b"<"
 
-    def json(self) -> Any:
-        """Raises ValueError; nesting too deep for the parser counts as that too."""
+    def json_or(self, default: T) -> Any | T:
+        """The body's JSON, or `default` when it is none or nested too deeply for the parser."""
         try:
             return json.loads(self.body)
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        except (ValueError, RecursionError):
+            return default
 
     def retry_after(self) -> float | None:
         return parse_retry_after(self.headers.get("retry-after"), time.time())
@@ -996,18 +1015,25 @@ def copy_capped(raw: Any, target: IO[bytes], limit: int, deadline: float) -> Non
 class QueueApi:
     """The hosted queue, one method a call.
 
-    A 2xx is taken. 404, 409, 410, 422, 405 and 501 are verdicts. Everything else (429, 5xx, no
-    connection, an HTML page at any status) is Unavailable: the caller tries again, first after
-    about 1 s, then twice as long each time, at most 60 s, and never earlier than Retry-After says.
+    A 2xx is taken; 404, 409, 410 and 422 are verdicts. Everything else (429, 5xx, no connection,
+    an HTML page at any status) is Unavailable: the caller tries again, first after about 1 s,
+    then twice as long each time, at most 60 s, and never earlier than Retry-After says.
     """
 
-    VERDICTS = (404, 405, 409, 410, 422, 501)
+    VERDICTS = (404, 409, 410, 422)
 
     def __init__(self, settings: Settings, halt: Halt | None) -> None:
         self.settings, self.halt = settings, halt
         self.http = Http(HeaderAuth("x-videogen-secret", settings.secret))
+        self.skew = 0.0
 
-    def _call(self, method: str, path: str, **options: Any) -> Any:
+    def lease_seconds(self, answer: Mapping[str, Any]) -> float | None:
+        """How long `leaseUntil` still lasts by the API's own clock, on which ours may not agree."""
+        end = parse_utc(answer.get("leaseUntil"))
+        return None if end is None else end - time.time() - self.skew
+
+    def _call(self, method: str, path: str, absent: Sequence[int] = (), **options: Any) -> Any:
+        """absent: statuses, even of a page, that mean that this API does not have the call."""
         url = f"{self.settings.api_url}/api/videogen/{path}"
         if self.halt is None:
             reply = self.http.exchange(method, url, **options)
@@ -1015,10 +1041,12 @@ class QueueApi:
             reply = self.http.exchange(method, url, seconds=DRAIN_CALL_S, **options)
         else:
             reply = self.halt.call(lambda: self.http.exchange(method, url, **options))
-        return self._read(reply)
+        return self._read(reply, absent)
 
-    def _read(self, reply: Reply) -> Any:
+    def _read(self, reply: Reply, absent: Sequence[int]) -> Any:
         told = one_line(reply.body.decode(errors="replace"), 200)
+        if (ahead := parse_retry_after(reply.headers.get("date"), time.time())) is not None:
+            self.skew = ahead
         if 300 <= reply.status < 400:
             target = one_line(reply.headers.get("location"), 100)
             raise Unavailable(f"it redirects to {target}; set API_URL to the final address")
@@ -1027,18 +1055,16 @@ class QueueApi:
                 f"The API at {self.settings.api_url} refused VIDEOGEN_WORKER_SECRET "
                 f"({reply.status}): set the same secret here and there."
             )
-        if reply.status in self.VERDICTS and (not reply.is_page or reply.status == 405):
+        if reply.status in absent or (reply.status in self.VERDICTS and not reply.is_page):
             raise Verdict(reply.status, told)
         if not reply.ok or reply.is_page:
             raise Unavailable(f"status {reply.status}: {told}", reply.retry_after())
-        try:
-            return reply.json() if reply.body.strip() else None
-        except ValueError:
-            return None
+        return reply.json_or(None)
 
     def register(self, gpu: Mapping[str, object] | None) -> None:
         body = {"hostname": socket.gethostname(), "version": VERSION, "gpu": gpu}
-        self._call("POST", "register", json={"workerId": self.settings.worker_id, **body})
+        body = {"workerId": self.settings.worker_id, **body}
+        self._call("POST", "register", absent=(404, 405), json=body)
 
     def pending(self) -> dict[str, Any]:
         """The answer's object: `job` and perhaps `nextPollSec`."""
@@ -1048,7 +1074,7 @@ class QueueApi:
         return answer
 
     def claim(self, job_id: str) -> dict[str, Any]:
-        return as_dict(self._patch(job_id, "claim", {}))
+        return as_dict(self._patch(job_id, "claim", {}, absent=(405, 501)))
 
     def heartbeat(self, body: Mapping[str, object]) -> dict[str, Any]:
         worker = {"workerId": self.settings.worker_id}
@@ -1058,9 +1084,11 @@ class QueueApi:
         """Reports an outcome; verb is `complete` or `fail`."""
         self._patch(job_id, verb, body)
 
-    def _patch(self, job_id: str, verb: str, body: Mapping[str, object]) -> Any:
-        worker = {"workerId": self.settings.worker_id}
-        return self._call("PATCH", f"{quote(job_id, safe='')}/{verb}", json={**worker, **body})
+    def _patch(
+        self, job_id: str, verb: str, body: Mapping[str, object], absent: Sequence[int] = ()
+    ) -> Any:
+        body = {"workerId": self.settings.worker_id, **body}
+        return self._call("PATCH", f"{job_id}/{verb}", absent, json=body)
 
 
 class Slice:
@@ -1100,10 +1128,7 @@ BLOB_TRANSIENT = ("service_unavailable", "internal_server_error", "rate_limited"
 
 def read_blob_error(reply: Reply) -> Unavailable | Verdict:
     """Decides on Vercel's error code, not on the status: transient, or a final refusal."""
-    try:
-        error = as_dict(as_dict(reply.json()).get("error"))
-    except ValueError:
-        error = {}
+    error = as_dict(as_dict(reply.json_or(None)).get("error"))
     code, message = str(error.get("code") or "unknown_error"), one_line(error.get("message", ""))
     if code in BLOB_TRANSIENT:
         told = f"status {reply.status} {code} {message}"
@@ -1247,10 +1272,10 @@ class Blob:
         )
         if not reply.ok:
             raise read_blob_error(reply)
-        try:
-            return as_dict(reply.json())
-        except ValueError as error:
-            raise Unavailable("the answer is not JSON") from error
+        answer = reply.json_or(None)
+        if not isinstance(answer, dict):
+            raise Unavailable("the answer is no JSON object")
+        return answer
 
 
 def file_md5(path: Path) -> str:
@@ -1585,10 +1610,7 @@ class Comfy:
 
     def _get(self, path: str, **options: Any) -> Any:
         reply = self.http.exchange("GET", f"{self.url}{path}", seconds=COMFY_CALL_S, **options)
-        try:
-            return reply.json() if reply.ok else None
-        except ValueError:
-            return None
+        return reply.json_or(None) if reply.ok else None
 
     def answers(self) -> bool:
         """Whether the server at the URL is a ComfyUI, and our child if we have one."""
@@ -1622,14 +1644,15 @@ class Comfy:
         self.halt.wait(1.0)
         self._post("/free", json={"unload_models": True, "free_memory": True})
 
-    def _post(self, path: str, seconds: float = 30.0, **options: Any) -> Reply:
-        return self.http.exchange("POST", f"{self.url}{path}", seconds=seconds, **options)
+    def _post(self, path: str, **options: Any) -> Reply:
+        url = f"{self.url}{path}"
+        return self.halt.call(lambda: self.http.exchange("POST", url, seconds=30.0, **options))
 
     def upload(self, path: Path, name: str) -> str:
         """Uploads an image and returns the name the workflow has to use."""
         with path.open("rb") as file:
             reply = self._post("/upload/image", files={"image": (name, file, "image/png")})
-        answer = as_dict(reply.json()) if reply.ok else {}
+        answer = as_dict(reply.json_or(None)) if reply.ok else {}
         if not isinstance(answer.get("name"), str):
             raise ComfyLost(f"the upload of a frame was answered with status {reply.status}")
         folder = answer.get("subfolder") or ""
@@ -1642,10 +1665,7 @@ class Comfy:
         # VHS would leave a picture beside every clip.
         extra = {"extra_pnginfo": {"workflow": {"extra": {"VHS_MetadataImage": False}}}}
         reply = self._post("/prompt", json={**body, "extra_data": extra})
-        try:
-            answer: object = reply.json()
-        except ValueError:
-            answer = reply.body.decode(errors="replace")
+        answer = reply.json_or(reply.body.decode(errors="replace"))
         # 200 with node_errors means that a part of the graph was dropped.
         if not reply.ok or as_dict(answer).get("node_errors"):
             raise read_rejection(answer)
@@ -1700,16 +1720,17 @@ class Comfy:
 
     def _interrupt(self, prompt_id: str) -> None:
         """Asks the server to stop the prompt; one of ours is ended afterwards in any case."""
+        wishes = {"/interrupt": {"prompt_id": prompt_id}, "/queue": {"delete": [prompt_id]}}
         with contextlib.suppress(Unavailable):
-            self._post("/interrupt", 2.0, json={"prompt_id": prompt_id})
-            self._post("/queue", 2.0, json={"delete": [prompt_id]})
+            for path, wish in wishes.items():
+                self.http.exchange("POST", f"{self.url}{path}", seconds=2.0, json=wish)
 
     def fetch(self, file: OutputFile, target: Path) -> None:
         """Brings the clip to `target`: moved when it is on this disk, else downloaded."""
         if self.home:
             root = (self.home / "output").resolve()
-            source = (root / file.subfolder / file.filename).resolve()
-            if not source.is_relative_to(root) or not source.is_file():
+            source = root / one_line(file.subfolder) / one_line(file.filename)
+            if not source.resolve().is_relative_to(root) or not source.is_file():
                 raise ComfyLost(f"the clip it named is not there: {one_line(file.filename)}")
             source.replace(target)
         else:
@@ -1752,17 +1773,18 @@ class Listener:
         """Reads one message; True when it is time to look into the history."""
         assert self.socket
         try:
-            message = json.loads(self.socket.recv())
+            message = as_dict(json.loads(self.socket.recv()))
         except (websocket.WebSocketException, OSError):
             self.close()
             return True
         except (ValueError, RecursionError):
             return False
-        data = as_dict(as_dict(message).get("data"))
+        data = as_dict(message.get("data"))
         if data.get("prompt_id") != prompt_id:
             return False
+        step = data.get("value")
         if message.get("type") == "progress" and data.get("node") == sampler:
-            on_step(int(data.get("value", 0)))
+            on_step(int(step) if isinstance(step, (int, float)) else 0)
         # The history is written between execution_success and this message.
         return message.get("type") == "executing" and data.get("node") is None
 
@@ -2236,9 +2258,8 @@ class Heartbeat:
             return
         if job_id in as_list(answer.get("cancel")):
             self.halt.give_up(JobError("cancelled", "The hosted side cancelled it."))
-        lease = parse_utc(answer.get("leaseUntil"))
-        if lease is not None and lease <= time.time():
-            self.halt.give_up(JobError("cancelled", "The lease on it has ended."))
+        if (lease := self.api.lease_seconds(answer)) is not None:
+            self.halt.hold_lease(lease - (time.monotonic() - sent))
 
 
 class Worker:
@@ -2263,10 +2284,10 @@ class Worker:
 
     def run(self, once: bool = False) -> int:
         """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
+        served = False
         try:
             self.start()
-            served = False
-            while not (once and served):
+            while not self.halt.stopping and not (once and served):
                 served = self.tick()
         except JobError as error:
             if error.code != "shutdown":
@@ -2352,8 +2373,10 @@ class Worker:
         """Claims a job, again after a restart."""
         for tries in range(1, OUTCOME_RETRIES + 2):
             try:
-                self.api.claim(job.id)
+                answer = self.api.claim(job.id)
                 say("claimed", job=job.id)
+                if (lease := self.api.lease_seconds(answer)) is not None:
+                    self.halt.hold_lease(lease)
                 return True
             except Verdict as verdict:
                 if verdict.status not in (405, 501):
@@ -2371,6 +2394,7 @@ class Worker:
     def _resume(self) -> None:
         """Takes up what the last run left in the spool."""
         for folder in sorted(self.spool.glob("*/"), key=lambda path: path.stat().st_mtime):
+            self.halt.check()
             job = Job(folder)
             if job.outcome.exists():
                 self.parked[job.id] = (0, 0.0)
@@ -2408,9 +2432,14 @@ class Worker:
         """Writes a failure down and reports it. A film that is done is kept for the next start."""
         # What ended the job must not end the report of it; a stop shortens it.
         self.halt.reset()
-        if error.code == "shutdown" and job.output.exists() and not job.outcome.exists():
-            say("kept_for_resume", job=job.id)
-            return
+        if isinstance(error, LeaseLost) or error.code == "shutdown":
+            if job.output.exists() and not job.outcome.exists():
+                say("film_kept", error.detail, job=job.id)
+                self.parked[job.id] = (0, 0.0)
+                return
+            if isinstance(error, LeaseLost):
+                say("lease_lost", error.detail, logging.WARNING, job=job.id)
+                return job.remove()
         if not job.outcome.exists():
             say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
             job.conclude("fail", {"error": error.report()})
@@ -2751,6 +2780,10 @@ def main(arguments: Sequence[str]) -> int:
     except UsageError as error:
         print(f"ltx_worker: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        # Through the log, which blots out secrets; a bare traceback would not.
+        log.exception("crashed")
+        return 1
 
 
 if __name__ == "__main__":
