@@ -1,0 +1,170 @@
+"""The queue and the thread that works through it, as ComfyUI's prompt worker does."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import threading
+import time
+from pathlib import Path
+
+from execution import Cached, Item, Run
+from hub import Hub
+from options import Folders
+from schemas import Schemas, load_schemas
+from script import Script
+from validation import Json
+
+log = logging.getLogger(__name__)
+
+HISTORY_LAG_S = 0.02  # from execution_success until the history has it; real, only longer here
+IDLE_VRAM = 550_000_000  # bytes: a CUDA context
+UNLOADED_VRAM = 900_000_000  # after prompts and /free
+SPARE_VRAM = 700_000_000  # what loaded models leave free: dynamic VRAM fills the card
+
+
+class Engine:
+    def __init__(
+        self, options: argparse.Namespace, folders: Folders, script: Script, hub: Hub
+    ) -> None:
+        self.options = options
+        self.folders = folders
+        self.script = script
+        self.hub = hub
+        self.changed = threading.Condition()
+        self.pending: list[Item] = []
+        self.running: Item | None = None
+        self.history: dict[str, Json] = {}
+        self.interrupted = threading.Event()
+        self.free_requests: set[str] = set()
+        self.cache: dict[str, Cached] = {}  # by signature
+        self.client_id: str | None = None  # of the running prompt, or of the last one
+        self.last_node: str | None = None
+        self.last_video: Path | None = None
+        self.loaded = self.warm = self.used = False
+
+    # What the routes call.
+
+    def schemas(self) -> Schemas:
+        """Read anew each time, as the real server re-reads its model lists."""
+        images = [path.name for path in self.folders.input.iterdir() if path.is_file()]
+        return load_schemas(
+            self.script.version,
+            missing_nodes=self.script.missing_nodes,
+            missing_models=self.script.missing_models,
+            input_images=images,
+        )
+
+    def submit(self, item: Item) -> None:
+        with self.changed:
+            self.pending.append(item)
+            self._tell_status()
+            self.changed.notify()
+
+    def delete(self, prompt_id: str) -> bool:
+        with self.changed:
+            kept = [item for item in self.pending if item.prompt_id != prompt_id]
+            found = len(kept) < len(self.pending)
+            self.pending = kept
+            if found:
+                self._tell_status()
+        return found
+
+    def clear(self) -> None:
+        with self.changed:
+            self.pending = []
+            self._tell_status()
+
+    def interrupt(self, prompt_id: str | None = None) -> bool:
+        """Without an id whatever runs; with one only that prompt, and only while it runs."""
+        running = self.running.prompt_id if self.running else None
+        heard = prompt_id is None or prompt_id == running
+        if heard:
+            self.interrupted.set()
+        return heard
+
+    def ask_to_free(self, *, unload_models: bool, free_memory: bool) -> None:
+        wishes = {"unload_models": unload_models, "free_memory": free_memory}
+        with self.changed:
+            self.free_requests |= {wish for wish, given in wishes.items() if given}
+            # Nobody may be waiting: then the wish stays until the next prompt is over.
+            self.changed.notify()
+
+    def queue_remaining(self) -> int:
+        return len(self.pending) + (self.running is not None)
+
+    def status(self) -> Json:
+        return {"exec_info": {"queue_remaining": self.queue_remaining()}}
+
+    def vram_free(self) -> int:
+        """Bytes."""
+        if self.loaded:
+            return SPARE_VRAM
+        return self.script.vram_total - (UNLOADED_VRAM if self.used else IDLE_VRAM)
+
+    # What the worker thread does.
+
+    def work(self) -> None:
+        while True:
+            item = self._next()
+            outcome = self._execute(item) if item else None
+            self._heed_free_requests()
+            if item:
+                self.script.report("done", promptId=item.prompt_id, status=outcome)
+                # Collecting garbage: a /free that comes in here finds nobody waiting.
+                time.sleep(self.script.times.settle)
+
+    def _next(self) -> Item | None:
+        """The next prompt, or None when something else woke us."""
+        with self.changed:
+            if not self.pending:
+                self.changed.wait()
+            if not self.pending:
+                return None
+            item = min(self.pending, key=lambda one: one.number)
+            self.pending.remove(item)
+            self.running = item
+            self._tell_status()
+            return item
+
+    def _execute(self, item: Item) -> str:
+        started = time.monotonic()
+        self.interrupted.clear()
+        self.used = True
+        self.client_id = item.extra_data.get("client_id")
+        self.script.report("start", promptId=item.prompt_id)
+        run = Run(self, item)
+        outcome = run.play()
+        self.last_node = None
+        time.sleep(HISTORY_LAG_S)
+        if item.fault.kind != "no_history":
+            self.history[item.prompt_id] = run.history_entry(outcome)
+        with self.changed:
+            self.running = None
+            self._tell_status()
+        if self.client_id is not None:
+            data = {"node": None, "prompt_id": item.prompt_id}
+            self.hub.send("executing", data, self.client_id)
+        log.info("Prompt executed in %.2f seconds", time.monotonic() - started)
+        return outcome
+
+    def _heed_free_requests(self) -> None:
+        with self.changed:
+            wishes, self.free_requests = self.free_requests, set()
+        if not wishes:
+            return
+        self.unload()
+        if "free_memory" in wishes:
+            self.cache.clear()
+        self.script.report("free", wishes=sorted(wishes))
+
+    def unload(self) -> None:
+        self.loaded = self.warm = False
+
+    def forget_all_but(self, signatures: set[str]) -> None:
+        """The classic cache: what the new prompt does not use is gone."""
+        kept = {} if self.options.cache_none else self.cache
+        self.cache = {key: kept[key] for key in kept if key in signatures}
+
+    def _tell_status(self) -> None:
+        self.hub.send("status", {"status": self.status()})
