@@ -809,6 +809,26 @@ def is_public(address: str) -> bool:
     return bool(mapped.is_global) and not mapped.is_multicast
 
 
+def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
+    """One log line: the event, its fields, a sentence for people."""
+    told = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
+    log.log(level, "%s", " ".join(filter(None, told)))
+
+
+class LogFormat(logging.Formatter):
+    """Lines without secrets; further lines of a message are indented, so none can be forged."""
+
+    def __init__(self, settings: Settings) -> None:
+        # journald has the time already.
+        time_part = "" if settings.journal_stream else "%(asctime)s "
+        super().__init__(f"{time_part}%(levelname)s %(message)s")
+        self.secrets = settings.secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = redact(super().format(record), self.secrets).splitlines()
+        return "\n    ".join(one_line(line, 2000) for line in lines)
+
+
 class Halt:
     """Everything that can end a wait: a signal, a cancel, a time limit. Every wait waits on it.
 
@@ -1983,7 +2003,7 @@ class Progress:
 
 
 class Studio:
-    """Makes a film of a job's frames and prompts: all that needs neither queue nor upload."""
+    """What makes films and outlives each of them: ComfyUI, ffmpeg, the progress they report."""
 
     def __init__(
         self, settings: Settings, halt: Halt, progress: Progress, seed: int | None = None
@@ -1991,123 +2011,131 @@ class Studio:
         self.settings, self.halt, self.progress, self.seed = settings, halt, progress, seed
         self.fleet = ComfyFleet(settings, halt)
         self.media = Media(settings, halt)
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str, job: Job, **fields: object) -> Iterator[None]:
         """One log line for a finished stage, and its seconds for the job's summary."""
         started = time.monotonic()
         yield
-        self._note(name, time.monotonic() - started, job, **fields)
+        self.note(name, time.monotonic() - started, job, **fields)
 
-    def _note(self, name: str, seconds: float, job: Job, **fields: object) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    def note(self, name: str, seconds: float, job: Job, **fields: object) -> None:
+        self.seconds.setdefault(name, []).append(seconds)
         say(f"{name}_done", job=job.id, **fields, ms=round(seconds * 1000))
 
-    def make(self, job: Job, plan: Plan, fetch: Callable[[str, Path, str], None]) -> None:
-        """Leaves the film in job.output; what is already in the folder is not made again.
 
-        fetch(url, path, field) brings a frame. Raises JobError.
-        """
-        self.progress.update("checking", clips=plan.clips)
-        mark = self.media.check_watermark(self.settings.watermark) if plan.watermark else None
+Fetch = Callable[[str, Path, str], None]
+
+
+class Film:
+    """The making of one job's film: all that needs neither queue nor upload.
+
+    What is already in the job's folder is not made again. Raises JobError.
+    """
+
+    def __init__(self, studio: Studio, job: Job, plan: Plan) -> None:
+        self.studio, self.job, self.plan = studio, job, plan
+        self.settings, self.halt, self.progress = studio.settings, studio.halt, studio.progress
+        self.fleet, self.media = studio.fleet, studio.media
+        self.size, self.mark = self.settings.size, Size(0, 0)
+
+    def make(self, fetch: Fetch) -> None:
+        """Leaves the film in job.output; fetch(url, path, field) brings a frame."""
+        self.progress.update("checking", clips=self.plan.clips)
+        if self.plan.watermark:
+            self.mark = self.media.check_watermark(self.settings.watermark)
         try:
-            if not all(job.clip(clip).exists() for clip in range(plan.clips)):
+            if not all(self.job.clip(clip).exists() for clip in range(self.plan.clips)):
                 self.fleet.warm()
-            film = self._prepare_frames(job, plan, fetch)
-            self._make_clips(job, plan, film, mark)
-            with self.stage("join", job):
-                self._join(job, plan, film)
+            self._download(fetch)
+            self._cut_frames()
+            self._make_clips()
+            self._join()
         except ToolFailed as error:
             raise JobError("media_failed", one_line(error)) from error
         finally:
             self.fleet.retire()
 
-    def _prepare_frames(
-        self, job: Job, plan: Plan, fetch: Callable[[str, Path, str], None]
-    ) -> Size:
-        """Downloads, checks and cuts the frames; returns the film's size."""
-        with self.stage("download", job, frames=len(plan.frames)):
-            for number, url in enumerate(plan.frames):
-                self.progress.update("downloading")
-                if not job.source(number).exists():
-                    part = job.source(number).with_suffix(".part")
-                    fetch(url, part, f"stageData.frames[{number}]")
-                    keep(part, job.source(number))
-        with self.stage("check", job):
-            return self._cut_frames(job, plan)
+    def _download(self, fetch: Fetch) -> None:
+        self.progress.update("downloading")
+        with self.studio.stage("download", self.job, frames=len(self.plan.frames)):
+            for number, url in enumerate(self.plan.frames):
+                source = self.job.source(number)
+                if not source.exists():
+                    fetch(url, source.with_suffix(".part"), f"stageData.frames[{number}]")
+                    keep(source.with_suffix(".part"), source)
 
-    def _cut_frames(self, job: Job, plan: Plan) -> Size:
-        film = self.settings.size
-        for number in range(len(plan.frames)):
-            self.progress.update("checking")
-            try:
-                if number == 0:
-                    _, _, first = self.media.check_picture(job.source(0))
-                    film = film if first.width >= first.height else Size(*film[::-1])
-                if not job.frame(number).exists():
-                    shape = render_size(film)
-                    self.media.prepare_frame(job.source(number), job.frame(number), shape)
-            except ToolFailed as error:
-                told = f"stageData.frames[{number}]: {one_line(error)}."
-                raise JobError("frame_invalid", told) from error
-        return film
+    def _cut_frames(self) -> None:
+        """Checks every picture and cuts it to what will be rendered: portrait if the first is."""
+        self.progress.update("checking")
+        with self.studio.stage("check", self.job):
+            for number in range(len(self.plan.frames)):
+                source, frame = self.job.source(number), self.job.frame(number)
+                try:
+                    _, _, size = self.media.check_picture(source)
+                    if number == 0 and size.height > size.width:
+                        self.size = Size(*self.size[::-1])
+                    if not frame.exists():
+                        self.media.prepare_frame(source, frame, render_size(self.size))
+                except ToolFailed as error:
+                    told = f"stageData.frames[{number}]: {one_line(error)}."
+                    raise JobError("frame_invalid", told) from error
 
-    def _make_clips(self, job: Job, plan: Plan, film: Size, mark: Size | None) -> None:
+    def _make_clips(self) -> None:
         """Renders each missing clip; the encode of one runs beside the rendering of the next."""
         with contextlib.ExitStack() as children:
             encodes: list[tuple[int, Child, float]] = []
-            for clip in range(plan.clips):
-                if job.clip(clip).exists():
+            for clip in range(self.plan.clips):
+                if self.job.clip(clip).exists():
                     continue
-                if not job.raw(clip).exists():
-                    self._render_clip(job, plan, clip, render_size(film))
-                child = self.media.start(self._trim(job, clip, film, mark))
-                encodes.append((clip, children.enter_context(child), time.time()))
+                if not self.job.raw(clip).exists():
+                    self._render(clip)
+                child = children.enter_context(self.media.start(self._trim(clip)))
+                encodes.append((clip, child, time.time()))
             self.progress.update("encoding")
             for clip, child, started in encodes:
                 self.media.finish(child)
-                self._keep_clip(job, clip, film, started)
+                self._keep_clip(clip, started)
 
-    def _trim(self, job: Job, clip: int, film: Size, mark: Size | None) -> list[str]:
-        place = place_watermark(mark or film, film)
-        source = self.settings.watermark if mark else None
-        part = job.clip(clip).with_suffix(".part")
-        return ffmpeg_command(trim_command(job.raw(clip), part, film, source, place))
+    def _trim(self, clip: int) -> list[str]:
+        source = self.settings.watermark if self.plan.watermark else None
+        place = place_watermark(self.mark, self.size) if source else Placement(0, 0, 0, 0)
+        part = self.job.clip(clip).with_suffix(".part")
+        return ffmpeg_command(trim_command(self.job.raw(clip), part, self.size, source, place))
 
-    def _keep_clip(self, job: Job, clip: int, film: Size, started: float) -> None:
-        part = job.clip(clip).with_suffix(".part")
-        self.media.check_video(part, KEPT_FRAMES, film)
+    def _keep_clip(self, clip: int, started: float) -> None:
+        part = self.job.clip(clip).with_suffix(".part")
+        self.media.check_video(part, KEPT_FRAMES, self.size)
         # The encode ended while something else was waited for; its file knows when.
-        self._note("encode", part.stat().st_mtime - started, job, clip=clip + 1)
-        keep(part, job.clip(clip))
-        job.raw(clip).unlink()
+        self.studio.note("encode", part.stat().st_mtime - started, self.job, clip=clip + 1)
+        keep(part, self.job.clip(clip))
+        self.job.raw(clip).unlink()
 
-    def _render_clip(self, job: Job, plan: Plan, clip: int, size: Size) -> None:
-        """One clip, with a second attempt where a fresh ComfyUI may do better."""
+    def _render(self, clip: int) -> None:
+        """One raw clip, with a second attempt where a fresh ComfyUI may do better."""
         seconds = self.settings.clip_timeout
         late = JobError("clip_timeout", f"Clip {clip + 1} was not done within {seconds:g} s.")
         with self.halt.limit(seconds, late):
             for attempt in (1, 2):
                 try:
-                    return self._attempt(job, plan, clip, size, attempt)
+                    return self._attempt(clip, attempt)
                 except JobError as error:
                     if attempt == 2 or not error.again:
                         raise
                     told = f"{error}\n{error.tail}".strip()
-                    say("clip_retry", told, logging.WARNING, job=job.id, clip=clip + 1)
+                    say("clip_retry", told, logging.WARNING, job=self.job.id, clip=clip + 1)
 
-    def _attempt(self, job: Job, plan: Plan, clip: int, size: Size, attempt: int) -> None:
+    def _attempt(self, clip: int, attempt: int) -> None:
         self.progress.update("booting", clip=clip + 1, step=0, steps=STEPS)
-        with self.stage("boot", job, clip=clip + 1):
+        with self.studio.stage("boot", self.job, clip=clip + 1):
             comfy = self.fleet.fresh()
-        part = job.raw(clip).with_suffix(".part")
-        started = time.monotonic()
-        seed = seed_for(job.id, clip, attempt) if self.seed is None else self.seed + clip
+        fixed, started = self.studio.seed, time.monotonic()
+        seed = seed_for(self.job.id, clip, attempt) if fixed is None else fixed + clip
+        part = self.job.raw(clip).with_suffix(".part")
         try:
-            outputs = self._run_workflow(comfy, job, plan.prompts[clip], clip, size, seed)
-            comfy.fetch(find_video(outputs), part)
-            self.media.check_video(part, CLIP_FRAMES, size)
+            comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
+            self.media.check_video(part, CLIP_FRAMES, render_size(self.size))
         except (ComfyLost, Unavailable) as error:
             told = f"ComfyUI: {error}."
             raise JobError("comfyui_failed", told, again=True, tail=comfy.tail()) from error
@@ -2120,44 +2148,40 @@ class Studio:
         finally:
             self.fleet.retire()
         spent = round(time.monotonic() - started, 1)
-        keep_json(job.record(clip), {"seed": seed, "renderSec": spent, "attempts": attempt})
-        keep(part, job.raw(clip))
+        keep_json(self.job.record(clip), {"seed": seed, "renderSec": spent, "attempts": attempt})
+        keep(part, self.job.raw(clip))
 
-    def _run_workflow(
-        self, comfy: Comfy, job: Job, prompt: str, clip: int, size: Size, seed: int
-    ) -> dict[str, Any]:
+    def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> dict[str, Any]:
         # No name is ever used twice: ComfyUI answers a repeated graph from its cache.
-        unique = f"{job.id}-{clip}-{uuid.uuid4().hex[:8]}"
-        first, last = (
-            comfy.upload(job.frame(clip + end), f"{unique}-{name}.png")
-            for end, name in enumerate(("first", "last"))
-        )
-        shot = Shot(clip, first, last, prompt, seed, f"ltx-worker/{unique}", size)
-        submitted = time.monotonic()
-        loaded = 0.0
+        unique = f"{self.job.id}-{clip}-{uuid.uuid4().hex[:8]}"
+        first = comfy.upload(self.job.frame(clip), f"{unique}-first.png")
+        last = comfy.upload(self.job.frame(clip + 1), f"{unique}-last.png")
+        prefix, size = f"ltx-worker/{unique}", render_size(self.size)
+        shot = Shot(clip, first, last, self.plan.prompts[clip], seed, prefix, size)
+        moments = [time.monotonic()]
 
         def on_step(step: int) -> None:
-            nonlocal loaded
-            if not loaded:
-                loaded = time.monotonic()
-                self._note("load", loaded - submitted, job, clip=clip + 1)
+            if len(moments) == 1:
+                moments.append(time.monotonic())
+                self.studio.note("load", moments[1] - moments[0], self.job, clip=clip + 1)
                 self.fleet.stand_by()
             self.progress.update("rendering", step=min(step, STEPS))
 
-        self.progress.update("rendering", clip=clip + 1)
+        self.progress.update("rendering")
         outputs = comfy.render(build_workflow(shot, self.settings), on_step)
-        seconds = time.monotonic() - (loaded or submitted)
-        self._note("render", seconds, job, clip=clip + 1, seed=seed)
+        spent = time.monotonic() - moments[-1]
+        self.studio.note("render", spent, self.job, clip=clip + 1, seed=seed)
         return outputs
 
-    def _join(self, job: Job, plan: Plan, film: Size) -> None:
+    def _join(self) -> None:
         self.progress.update("joining")
-        listing, part = job.folder / "clips" / "list.txt", job.output.with_suffix(".part")
-        names = (job.clip(clip).name for clip in range(plan.clips))
+        listing, part = self.job.folder / "clips" / "list.txt", self.job.output.with_suffix(".part")
+        names = (self.job.clip(clip).name for clip in range(self.plan.clips))
         listing.write_text("".join(f"file '{name}'\n" for name in names))
-        self.media.run(join_command(listing, part))
-        self.media.check_video(part, KEPT_FRAMES * plan.clips, film)
-        keep(part, job.output)
+        with self.studio.stage("join", self.job):
+            self.media.run(join_command(listing, part))
+            self.media.check_video(part, KEPT_FRAMES * self.plan.clips, self.size)
+        keep(part, self.job.output)
 
 
 class Systemd:
@@ -2414,7 +2438,7 @@ class Worker:
             with self.halt.limit(seconds, late):
                 plan = parse_stage_data(job.stage_data)
                 if not job.output.exists():
-                    self.studio.make(job, plan, self.frames.fetch)
+                    Film(self.studio, job, plan).make(self.frames.fetch)
             self._deliver(job, OUTCOME_RETRIES)
         except JobError as error:
             self._fail(job, error)
@@ -2523,9 +2547,12 @@ class Worker:
                 self._deliver(Job(self.spool / job_id), retries=0)
 
     def _sum_up(self, job: Job, total: float) -> None:
-        """The job in one line: seconds by stage, and what became of it."""
+        """The job in one line: seconds by stage, for stages of a clip one number a clip."""
         verb = read_json(job.outcome).get("verb", "delivered")
-        stages = {name: round(seconds, 1) for name, seconds in self.studio.seconds.items()}
+        stages = {
+            name: ",".join(f"{seconds:.1f}" for seconds in spent)
+            for name, spent in self.studio.seconds.items()
+        }
         say("job_done", job=job.id, outcome=verb, **stages, total=round(total, 1))
 
 
@@ -2558,26 +2585,6 @@ def read_gpu(settings: Settings) -> dict[str, object] | None:
         return {"name": name.strip(), "vramBytes": int(megabytes) * 2**20}
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
-
-
-def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
-    """One log line: the event, its fields, a sentence for people."""
-    told = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
-    log.log(level, "%s", " ".join(filter(None, told)))
-
-
-class LogFormat(logging.Formatter):
-    """Lines without secrets; further lines of a message are indented, so none can be forged."""
-
-    def __init__(self, settings: Settings) -> None:
-        # journald has the time already.
-        time_part = "" if settings.journal_stream else "%(asctime)s "
-        super().__init__(f"{time_part}%(levelname)s %(message)s")
-        self.secrets = settings.secrets
-
-    def format(self, record: logging.LogRecord) -> str:
-        lines = redact(super().format(record), self.secrets).splitlines()
-        return "\n    ".join(one_line(line, 2000) for line in lines)
 
 
 class LogLines(logging.StreamHandler[Any]):
@@ -2712,7 +2719,7 @@ def render_command(options: argparse.Namespace) -> int:
         studio = Studio(settings, halt, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
-            studio.make(job, plan, copy_frame)
+            Film(studio, job, plan).make(copy_frame)
         except JobError as error:
             say("render_failed", f"{error}\n{error.tail}".strip(), logging.ERROR)
             return 1
