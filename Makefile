@@ -1,0 +1,17 @@
+# Each target sets up what it needs by itself; a second run finds it done.
+PYTHON := .venv/bin/python
+.PHONY: demo test lint
+
+demo:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m sandbox.demo
+
+test:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m pytest -n 4
+
+lint:
+	@.ci/setup
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m mypy --strict
