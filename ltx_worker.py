@@ -299,16 +299,17 @@ class Reader:
         return Path(self.text(name)).expanduser()
 
     def folder(self, name: str, holds: str) -> Path:
-        path = self.path(name)
-        if self.text(name) and not (path / holds).is_file():
-            self.complain(name, str(path), f"there is no {holds} in it; give the right folder.")
+        value = self.text(name)
+        path = Path(value).expanduser()
+        if value and not (path / holds).is_file():
+            self.complain(name, value, f"there is no {holds} in it; give the right folder.")
         return path
 
     def program(self, name: str) -> str:
-        path = str(self.path(name))
-        if self.text(name) and not shutil.which(path):
-            self.complain(name, path, "there is no such program; give the Python ComfyUI runs on.")
-        return path
+        value = self.text(name)
+        if value and not shutil.which(Path(value).expanduser()):
+            self.complain(name, value, "there is no such program; give the Python ComfyUI runs on.")
+        return str(Path(value).expanduser())
 
     def state_dir(self, name: str) -> Path:
         home = self.environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -2012,6 +2013,8 @@ class Studio:
         self.fleet = ComfyFleet(settings, halt)
         self.media = Media(settings, halt)
         self.seconds: dict[str, list[float]] = {}
+        # A worker keeps a ComfyUI waiting for the next job; who makes one film does not.
+        self.expects_more = False
 
     @contextlib.contextmanager
     def stage(self, name: str, job: Job, **fields: object) -> Iterator[None]:
@@ -2164,7 +2167,8 @@ class Film:
             if len(moments) == 1:
                 moments.append(time.monotonic())
                 self.studio.note("load", moments[1] - moments[0], self.job, clip=clip + 1)
-                self.fleet.stand_by()
+                if self.studio.expects_more or clip + 1 < self.plan.clips:
+                    self.fleet.stand_by()
             self.progress.update("rendering", step=min(step, STEPS))
 
         self.progress.update("rendering")
@@ -2309,6 +2313,7 @@ class Worker:
     def run(self, once: bool = False) -> int:
         """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
         served = False
+        self.studio.expects_more = not once
         try:
             self.start()
             while not self.halt.stopping and not (once and served):
@@ -2465,7 +2470,10 @@ class Worker:
                 say("lease_lost", error.detail, logging.WARNING, job=job.id)
                 return job.remove()
         if not job.outcome.exists():
-            say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
+            if error.code == "shutdown":
+                say("handed_back", "Stopping; somebody else may take the job.", job=job.id)
+            else:
+                say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
             job.conclude("fail", {"error": error.report()})
         self._deliver(job, OUTCOME_RETRIES)
 
@@ -2693,7 +2701,10 @@ def run_command(options: argparse.Namespace) -> int:
     with state_folder(settings), signals(halt):
         worker = Worker(with_worker_id(settings), halt)
         worker.on_progress = lambda: handler.draw(draw_bar(worker.progress))
-        return worker.run(options.once)
+        try:
+            return worker.run(options.once)
+        finally:
+            handler.draw("")
 
 
 def render_command(options: argparse.Namespace) -> int:
