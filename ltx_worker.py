@@ -110,8 +110,7 @@ CONNECT_S, READ_S = 10.0, 15.0
 DRAIN_CALL_S = 4.0
 BACKOFF_CAP_S = 60.0
 OUTCOME_RETRIES = 3
-# After these answers to `complete` or `fail` somebody else has decided about the job.
-FINAL = (404, 409, 410, 422)
+CLAIM_TRIES = 4
 PARKED_CAP_S = 300.0
 BLOB_API_VERSION = "12"
 BLOB_TRIES = 6
@@ -846,8 +845,10 @@ class Halt:
         self._ear.setblocking(False)
         self._clock = clock
         self._limits: list[tuple[float, JobError]] = []
-        self._verdict: JobError | None = None
-        self._lease_end = math.inf
+        # Both belong to one job, so that a late word about the last one cannot end the next.
+        self._verdict: tuple[str, JobError] | None = None
+        self._lease: tuple[str, float] = ("", math.inf)
+        self.job_id = ""
         self.stopping = False
         self.on_tick: Callable[[], None] = lambda: None
 
@@ -860,19 +861,23 @@ class Halt:
         self.stopping = True
         self._ring()
 
-    def give_up(self, reason: JobError) -> None:
-        """Ends the job in hand. Safe from any thread."""
-        self._verdict = reason
+    def begin(self, job_id: str) -> None:
+        """From here on the waits end with this job; "" for none. A stop is never forgotten."""
+        self.job_id = job_id
+
+    def give_up(self, job_id: str, reason: JobError) -> None:
+        """Ends that job. Safe from any thread."""
+        self._verdict = (job_id, reason)
         self._ring()
 
-    def hold_lease(self, seconds: float) -> None:
-        """The job in hand is ours for so long, unless this is called again. From any thread."""
-        self._lease_end = self._clock() + seconds
+    def hold_lease(self, job_id: str, seconds: float) -> None:
+        """That job is ours for so long, unless this is called again. Safe from any thread."""
+        self._lease = (job_id, self._clock() + seconds)
         self._ring()
 
-    def reset(self) -> None:
-        """Forgets what ended the last job; a stop is never forgotten."""
-        self._verdict, self._lease_end = None, math.inf
+    @property
+    def lease_end(self) -> float:
+        return self._lease[1] if self.job_id and self._lease[0] == self.job_id else math.inf
 
     def _hush(self) -> None:
         """Takes the rings away; what they announced is in the fields that check() reads."""
@@ -882,11 +887,11 @@ class Halt:
 
     def check(self) -> None:
         """Raises the JobError that ends the work, if there is one."""
-        if self._verdict:
-            raise self._verdict
+        if self.job_id and self._verdict and self._verdict[0] == self.job_id:
+            raise self._verdict[1]
         if self.stopping:
             raise JobError("shutdown", "")
-        if self._clock() >= self._lease_end:
+        if self._clock() >= self.lease_end:
             raise LeaseLost
         for moment, reason in self._limits:
             if self._clock() >= moment:
@@ -908,7 +913,7 @@ class Halt:
         while True:
             self.check()
             self.on_tick()
-            soonest = min([end, self._lease_end, *(moment for moment, _ in self._limits)])
+            soonest = min([end, self.lease_end, *(moment for moment, _ in self._limits)])
             left = max(0.0, min(soonest - self._clock(), self.TICK_S))
             ready = select.select([self._ear, *files], [], [], left)[0]
             if self._ear in ready:
@@ -1566,7 +1571,7 @@ H264 = {
     "colorspace": "bt709",
     "color_range": "tv",
 }
-# No encoder settings, no titles, no prompts in what customers get.
+# No sound, no titles, no prompts in what customers get.
 CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
 
 
@@ -1923,16 +1928,17 @@ class Job:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.id = folder, folder.name
+        self.order = folder / "job.json"
         self.output, self.outcome = folder / "output.mp4", folder / "outcome.json"
 
     def create(self, stage_data: object) -> None:
         for name in ("frames", "clips"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        keep_json(self.folder / "job.json", {"stageData": stage_data})
+        keep_json(self.order, {"stageData": stage_data})
 
     @property
     def stage_data(self) -> object:
-        return read_json(self.folder / "job.json").get("stageData")
+        return read_json(self.order).get("stageData")
 
     def source(self, frame: int) -> Path:
         return self.folder / "frames" / f"{frame}.download"
@@ -2285,9 +2291,9 @@ class Heartbeat:
         if not job_id or job_id != self.progress.job_id:
             return
         if job_id in as_list(answer.get("cancel")):
-            self.halt.give_up(JobError("cancelled", "The hosted side cancelled it."))
+            self.halt.give_up(job_id, JobError("cancelled", "The hosted side cancelled it."))
         if (lease := self.api.lease_seconds(answer)) is not None:
-            self.halt.hold_lease(lease - (time.monotonic() - sent))
+            self.halt.hold_lease(job_id, lease - (time.monotonic() - sent))
 
 
 class Worker:
@@ -2308,6 +2314,7 @@ class Worker:
         self.idle_since = time.monotonic()
         self.told_claim = False
         self.delivered = 0
+        self.outcome = ""
         self.on_progress: Callable[[], None] = lambda: None
 
     def run(self, once: bool = False) -> int:
@@ -2332,7 +2339,9 @@ class Worker:
         say("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
         self.heartbeat.start()
-        self._resume()
+        # What the last run left, the oldest first. Without an order a job was never claimed.
+        orders = sorted(self.spool.glob("*/job.json"), key=lambda path: path.stat().st_mtime)
+        self.parked = {order.parent.name: (0, 0.0) for order in orders}
 
     def stop(self) -> None:
         self.systemd.send("STOPPING=1")
@@ -2342,10 +2351,11 @@ class Worker:
         say("stopped")
 
     def tick(self) -> bool:
-        """One poll, and the job it brought; True when there was one."""
+        """What waits in the spool, else one poll and its job; True when there was a job."""
         if not self.heartbeat.alive:
             raise RuntimeError("the heartbeat thread has died")
-        self._deliver_parked()
+        if self._take_up_parked():
+            return True
         try:
             answer = self.api.pending()
         except Unavailable as error:
@@ -2392,58 +2402,70 @@ class Worker:
             say("job_ignored", told, logging.ERROR, job=one_line(repr(job_id), 80))
             return None
         job = Job(self.spool / job_id)
-        job.create(as_dict(offer).get("stageData"))
-        if self._is_ours(job):
-            return job
-        job.remove()
-        return None
+        if not job.order.exists():
+            job.create(as_dict(offer).get("stageData"))
+        return job if self._is_ours(job) else None
 
     def _is_ours(self, job: Job) -> bool:
-        """Claims a job, again after a restart."""
-        for tries in range(1, OUTCOME_RETRIES + 2):
+        """Claims a job, again after a restart; one that is not ours leaves the spool.
+
+        Four tries, then it is parked.
+        """
+        for tries in range(1, CLAIM_TRIES + 1):
             try:
                 answer = self.api.claim(job.id)
-                say("claimed", job=job.id)
-                if (lease := self.api.lease_seconds(answer)) is not None:
-                    self.halt.hold_lease(lease)
-                return True
             except Verdict as verdict:
                 if verdict.status not in (405, 501):
                     say("not_ours", one_line(verdict), job=job.id)
+                    self._forget(job)
                     return False
+                answer = {}
                 if not self.told_claim:
                     say("claim_skipped", "The API has no claim of its own; a poll claims.")
                 self.told_claim = True
-                return True
             except Unavailable as error:
+                pause = backoff(tries, asked=error.retry_after)
                 say("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
-                self.halt.wait(backoff(tries, asked=error.retry_after))
+                self.parked[job.id] = (tries, time.monotonic() + pause)
+                if tries < CLAIM_TRIES:
+                    self.halt.wait(pause)
+                continue
+            say("claimed", job=job.id)
+            if (lease := self.api.lease_seconds(answer)) is not None:
+                self.halt.hold_lease(job.id, lease)
+            return True
         return False
 
-    def _resume(self) -> None:
-        """Takes up what the last run left in the spool."""
-        for folder in sorted(self.spool.glob("*/"), key=lambda path: path.stat().st_mtime):
+    def _forget(self, job: Job) -> None:
+        self.parked.pop(job.id, None)
+        job.remove()
+
+    def _take_up_parked(self) -> bool:
+        """Goes on with what waits in the spool: from the last run, or because a side was down.
+
+        True when a job was worked on or delivered.
+        """
+        before = set(self.parked)
+        for job_id, (_, due) in list(self.parked.items()):
             self.halt.check()
-            job = Job(folder)
+            job = Job(self.spool / job_id)
+            if time.monotonic() < due:
+                continue
             if job.outcome.exists():
-                self.parked[job.id] = (0, 0.0)
+                self._deliver(job, retries=0)
             elif self._is_ours(job):
                 self._work(job)
-            else:
-                job.remove()
+        return bool(before - set(self.parked))
 
     def _work(self, job: Job) -> None:
         """Takes a claimed job to its outcome and delivers that."""
         started = time.monotonic()
+        self.outcome = "complete"
         self.progress.begin(job.id)
+        self.halt.begin(job.id)
         self.studio.seconds.clear()
-        seconds = self.settings.job_timeout
-        late = JobError("job_timeout", f"It was not done within {seconds:g} s.")
         try:
-            with self.halt.limit(seconds, late):
-                plan = parse_stage_data(job.stage_data)
-                if not job.output.exists():
-                    Film(self.studio, job, plan).make(self.frames.fetch)
+            self._make(job)
             self._deliver(job, OUTCOME_RETRIES)
         except JobError as error:
             self._fail(job, error)
@@ -2455,12 +2477,22 @@ class Worker:
         finally:
             self._sum_up(job, time.monotonic() - started)
             self.progress.begin("")
+            self.halt.begin("")
             self.idle_since = time.monotonic()
+
+    def _make(self, job: Job) -> None:
+        seconds = self.settings.job_timeout
+        late = JobError("job_timeout", f"It was not done within {seconds:g} s.")
+        with self.halt.limit(seconds, late):
+            plan = parse_stage_data(job.stage_data)
+            if not job.output.exists():
+                Film(self.studio, job, plan).make(self.frames.fetch)
 
     def _fail(self, job: Job, error: JobError) -> None:
         """Writes a failure down and reports it. A film that is done is kept for the next start."""
         # What ended the job must not end the report of it; a stop shortens it.
-        self.halt.reset()
+        self.halt.begin("")
+        self.outcome = error.code
         if isinstance(error, LeaseLost) or error.code == "shutdown":
             if job.output.exists() and not job.outcome.exists():
                 say("film_kept", error.detail, job=job.id)
@@ -2468,7 +2500,7 @@ class Worker:
                 return
             if isinstance(error, LeaseLost):
                 say("lease_lost", error.detail, logging.WARNING, job=job.id)
-                return job.remove()
+                return self._forget(job)
         if not job.outcome.exists():
             if error.code == "shutdown":
                 say("handed_back", "Stopping; somebody else may take the job.", job=job.id)
@@ -2482,18 +2514,19 @@ class Worker:
 
         Later is between polls and at every start, until a 2xx or a final refusal.
         """
-        tries, _ = self.parked.pop(job.id, (0, 0.0))
+        tries, _ = self.parked.get(job.id, (0, 0.0))
         for again in range(retries + 1):
             try:
                 self._deliver_once(job)
-                return job.remove()
+                return self._forget(job)
             except Unavailable as error:
                 tries += 1
                 say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
                 pause = backoff(tries, PARKED_CAP_S, error.retry_after)
                 self.parked[job.id] = (tries, time.monotonic() + pause)
-                if again < retries and not self.halt.stopping:
-                    self.halt.wait(backoff(tries, asked=error.retry_after))
+                if again == retries or self.halt.stopping:
+                    return
+                self.halt.wait(backoff(tries, asked=error.retry_after))
 
     def _deliver_once(self, job: Job) -> None:
         if not job.outcome.exists():
@@ -2504,8 +2537,6 @@ class Worker:
         try:
             self.api.finish(job.id, verb, as_dict(outcome.get("body")))
         except Verdict as verdict:
-            if verdict.status not in FINAL:
-                raise Unavailable(str(verdict)) from verdict
             told = f"The hosted side decided otherwise: {verdict}."
             say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
         except ConfigError as error:
@@ -2549,19 +2580,13 @@ class Worker:
             "clips": clips,
         }
 
-    def _deliver_parked(self) -> None:
-        for job_id, (_, due) in list(self.parked.items()):
-            if time.monotonic() >= due:
-                self._deliver(Job(self.spool / job_id), retries=0)
-
     def _sum_up(self, job: Job, total: float) -> None:
         """The job in one line: seconds by stage, for stages of a clip one number a clip."""
-        verb = read_json(job.outcome).get("verb", "delivered")
         stages = {
             name: ",".join(f"{seconds:.1f}" for seconds in spent)
             for name, spent in self.studio.seconds.items()
         }
-        say("job_done", job=job.id, outcome=verb, **stages, total=round(total, 1))
+        say("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
 
 
 def sweep_leftovers(state_dir: Path) -> None:
@@ -2577,6 +2602,7 @@ def sweep_leftovers(state_dir: Path) -> None:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     say("leftover_ended", pid=entry.name)
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], END_GRACE_S)
             finally:
                 os.close(pidfd)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,19 @@ SIZE = (256, 144)
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder` as `make` filled it for the first process of this test session that asked."""
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 class Running:
@@ -106,7 +123,8 @@ class Box:
     def add_job(self, clips: int = 1, watermark: bool = False, **options: Any) -> str:
         """A queued job of pictures that can be told apart."""
         frames = [
-            self.hosted.put_frame(f"frame-{n}.png", picture((320, 180), n)) for n in range(clips + 1)
+            self.hosted.put_frame(f"frame-{n}.png", picture((320, 180), n))
+            for n in range(clips + 1)
         ]
         prompts = [f"walk on, part {n}" for n in range(clips)]
         return self.hosted.add_job(frames, prompts, watermark, **options)
@@ -117,6 +135,41 @@ class Box:
         assert row["state"] == "failed", (row, self.running[-1].log[-3000:])
         error: dict[str, Any] = row["outcome"]["error"]
         return error
+
+    def await_outcome(self, job: str, timeout: float = 40) -> dict[str, Any]:
+        """The `complete` or `fail` event of a job."""
+        return self.hosted.wait(
+            "*", job=job, timeout=timeout, where=lambda one: one["kind"] in ("complete", "fail")
+        )
+
+    def children(self) -> list[int]:
+        """The processes that carry the mark of a worker on this box's state folder."""
+        mark = f"LTX_WORKER_STATE={self.state}".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of this test session; `made_once` fills it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def a_stage(folder: Path, **options: Any) -> Iterator[Box]:
+    """A hosted side and a box, for a fixture whose run is read by several tests."""
+    with Hosted(folder / "hosted", **options) as hosted:
+        box = Box(folder, hosted)
+        try:
+            yield box
+        finally:
+            for worker in box.running:
+                worker.end()
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +190,38 @@ def box(tmp_path: Path, hosted: Hosted) -> Iterator[Box]:
     yield box
     for worker in box.running:
         worker.end()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **changes: str) -> Iterator[Box]:
+    """A box whose worker serves the queue until the end; for tests that share one worker."""
+    with Hosted(folder / "hosted") as hosted:
+        box = Box(folder, hosted)
+        box.settings.update(changes)
+        worker = box.start("run")
+        try:
+            yield box
+        finally:
+            worker.signal(signal.SIGTERM)
+            worker.wait()
+
+
+@contextlib.contextmanager
+def foreign_comfyui(box: Box) -> Iterator[Running]:
+    """A ComfyUI that somebody else runs on the box, at COMFYUI_URL."""
+    folder = box.folder / "foreign"
+    command = [sys.executable, str(ROOT / "sandbox" / "comfyui" / "main.py")]
+    command += ["--listen", "127.0.0.1", "--port", str(box.port), "--disable-auto-launch"]
+    for name in ("input", "output", "temp"):
+        command += [f"--{name}-directory", str(folder / name)]
+    before = box.hosted.now()
+    comfyui = Running(command, box.environ(), box.folder / "foreign.log")
+    try:
+        pid = comfyui.process.pid
+        box.hosted.wait("comfyui.ready", after=before, where=lambda one: one["data"]["pid"] == pid)
+        yield comfyui
+    finally:
+        comfyui.end()
 
 
 WaitFor = Callable[..., dict[str, Any]]
