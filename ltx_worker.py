@@ -57,7 +57,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, quote_plus, urljoin, urlsplit
 
 import dotenv
 import ffmpeg
@@ -104,7 +104,7 @@ MAX_FRAME_BYTES = 64 * 2**20
 MAX_FRAME_PIXELS = 64_000_000
 MAX_JSON_BYTES = 4 * 2**20
 FRAME_SECONDS = 120.0
-FRAME_TRIES = 3
+FRAME_TRIES, FRAME_REDIRECTS = 3, 3
 
 CONNECT_S, READ_S = 10.0, 15.0
 DRAIN_CALL_S = 4.0
@@ -126,7 +126,7 @@ BOOT_POLL_S = 0.1
 HISTORY_POLL_S = 1.0
 COMFY_CALL_S = 5.0
 END_GRACE_S = 4.0
-LOG_TAIL_LINES = 12
+LOG_TAIL_LINES = 40
 KEPT_LOGS = 10
 WATERMARK_WIDTH, WATERMARK_MARGIN = 0.2, 0.02
 
@@ -192,7 +192,8 @@ class JobError(Exception):
     def report(self) -> dict[str, object]:
         fault = FAULTS[self.code]
         message = f"{fault.sentence} {self.detail}".strip()
-        return {"code": self.code, "message": message[:1000], "retryable": fault.retryable}
+        message = one_line(message, 1000)
+        return {"code": self.code, "message": message, "retryable": fault.retryable}
 
 
 class LeaseLost(JobError):
@@ -414,18 +415,38 @@ def is_plain_url(url: str) -> bool:
         return False
 
 
-def redact(text: str, secrets: Iterable[str]) -> str:
-    """Blots out each secret, plain, URL-encoded or in base64."""
-    for secret in secrets:
-        encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
-        for form in {secret, quote(secret), quote(secret, safe=""), encoded}:
-            text = text.replace(form, "***")
-    return text
+class Redactor:
+    """Blots secrets out of foreign text: plain, escaped, URL-encoded or in base64."""
+
+    def __init__(self) -> None:
+        self.secrets: re.Pattern[str] | None = None
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        forms = set[str]()
+        for secret in secrets:
+            forms |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+            forms |= {quote(secret, safe=safe) for safe in ("", "/", "!'()*~")}
+            forms.add(quote_plus(secret))
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                forms.add(encode(secret.encode()).decode().rstrip("="))
+        longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
+        self.secrets = re.compile("|".join(longest_first), re.IGNORECASE) if forms else None
+
+    def __call__(self, text: str) -> str:
+        text = re.sub(r"://[^/\s@]*@", "://***@", text)
+        return self.secrets.sub("***", text) if self.secrets else text
+
+
+# The one thing that all texts pass through, hence global; main() tells it the secrets.
+redact = Redactor()
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made safe to log: one line, no control characters, at most `limit` long."""
-    line = "".join(char if char.isprintable() else " " for char in str(text))
+    """Foreign text made safe to tell: no secrets, no control characters, at most `limit` long.
+
+    Secrets go first, since a cut could leave a part of one that nobody recognizes.
+    """
+    line = "".join(char if char.isprintable() else " " for char in redact(str(text)))
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
@@ -802,11 +823,16 @@ def place_watermark(mark: Size, film: Size) -> Placement:
     )
 
 
+# Networks whose addresses lead to an IPv4 address that nobody has checked.
+IPV4_IN_IPV6 = [ipaddress.ip_network(net) for net in ("64:ff9b::/96", "2002::/16", "::/96")]
+
+
 def is_public(address: str) -> bool:
     """True for an address of the open internet, not of this home."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None) or ip
-    return bool(mapped.is_global) and not mapped.is_multicast
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    local = ip.is_multicast or getattr(ip, "is_site_local", False)
+    return ip.is_global and not local and not any(ip in net for net in IPV4_IN_IPV6)
 
 
 def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
@@ -822,10 +848,9 @@ class LogFormat(logging.Formatter):
         # journald has the time already.
         time_part = "" if settings.journal_stream else "%(asctime)s "
         super().__init__(f"{time_part}%(levelname)s %(message)s")
-        self.secrets = settings.secrets
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = redact(super().format(record), self.secrets).splitlines()
+        lines = redact(super().format(record)).splitlines()
         return "\n    ".join(one_line(line, 2000) for line in lines)
 
 
@@ -989,11 +1014,18 @@ class HeaderAuth(AuthBase):
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 
+class PlainSession(requests.Session):
+    """Knows no redirects: even when told not to follow one, requests reads its body whole."""
+
+    def get_redirect_target(self, _response: requests.Response) -> str | None:
+        return None
+
+
 class Http:
     """One requests session: no redirects, no netrc, answers capped in bytes and seconds."""
 
     def __init__(self, auth: AuthBase | None = None, *, proxies: bool = True) -> None:
-        self.session = requests.Session()
+        self.session = PlainSession()
         self.session.auth = auth or HeaderAuth()
         self.session.trust_env = proxies
         self.session.headers["user-agent"] = f"ltx-worker/{VERSION}"
@@ -1002,16 +1034,19 @@ class Http:
         self, method: str, url: str, *, seconds: float = READ_S, sink: IO[bytes] | None = None,
         limit: int = MAX_JSON_BYTES, **options: Any,
     ) -> Reply:  # fmt: skip
-        """One request and its whole answer, or Unavailable. `sink` takes a 2xx body to a file."""
-        options.setdefault("allow_redirects", False)
+        """One request and its whole answer, or Unavailable. No redirect is followed.
+
+        `sink` takes a 2xx body, however large up to `limit`; any other body is left unread then.
+        """
         try:
+            timeout = (min(CONNECT_S, seconds), seconds)
             with self.session.request(
-                method, url, stream=True, timeout=(min(CONNECT_S, seconds), seconds), **options
+                method, url, stream=True, timeout=timeout, **options
             ) as response:
-                body = io.BytesIO()
-                target = sink if sink and response.ok else body
-                copy_capped(response.raw, target, limit, time.monotonic() + seconds)
-                return Reply(response.status_code, response.headers, body.getvalue())
+                status, body = response.status_code, io.BytesIO()
+                if sink is None or 200 <= status < 300:
+                    copy_capped(response.raw, sink or body, limit, time.monotonic() + seconds)
+                return Reply(status, response.headers, body.getvalue())
         except NETWORK_ERRORS as error:
             if is_disk_full(error):
                 raise JobError("media_failed", DISK_FULL) from error
@@ -1309,18 +1344,25 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+class Refused(Exception):
+    """Why a frame's address is not tried again."""
+
+
 def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str]) -> socket.socket:
     """Connects to an address that was looked up once and found to be public or allowed by name.
 
     The connection goes to that very address, so a name that changes its answer gains nothing.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise Refused(f"{one_line(host, 80)} is no host name") from error
     addresses = [str(entry[4][0]) for entry in found]
     named = {host.lower(), f"{host.lower()}:{port}"} & allowed
     private = [address for address in addresses if not is_public(address)]
     if private and not named:
         fix = "allow it with FRAME_HOSTS, if it is yours"
-        raise JobError("frame_unavailable", f"{host} is at a private address; {fix}.")
+        raise Refused(f"{host} is at a private address; {fix}")
     return socket.create_connection((addresses[0], port), timeout)
 
 
@@ -1356,37 +1398,44 @@ class FrameHost:
         self.halt = halt
         # A proxy would resolve names itself and make the address check worthless.
         self.http = Http(proxies=False)
-        self.http.session.max_redirects = 3
         for scheme in ("http://", "https://"):
             self.http.session.mount(scheme, FrameAdapter(settings.frame_hosts))
 
     def fetch(self, url: str, path: Path, field: str) -> None:
         """Three tries. Raises JobError frame_unavailable, or frame_invalid above 64 MB."""
+        where = f"{field} ({one_line(url.split('?')[0], 120)})"
         for tries in range(1, FRAME_TRIES + 1):
             try:
-                return self._fetch_once(url, path, field)
+                return self._follow(url, path)
+            except Refused as error:
+                raise JobError("frame_unavailable", f"{where}: {error}.") from error
             except Unavailable as error:
                 if isinstance(error.__cause__, TooLarge):
-                    raise JobError("frame_invalid", f"{field} is larger than 64 MB.") from error
+                    raise JobError("frame_invalid", f"{where}: it is above 64 MB.") from error
                 if tries == FRAME_TRIES:
-                    where = one_line(url.split("?")[0], 120)
-                    told = f"{field} ({where}) could not be downloaded: {error}."
-                    raise JobError("frame_unavailable", told) from error
+                    raise JobError("frame_unavailable", f"{where}: {error}.") from error
                 self.halt.wait(backoff(tries, cap=10, asked=error.retry_after))
 
-    def _fetch_once(self, url: str, path: Path, field: str) -> None:
-        with path.open("wb") as file:
-            reply = self.halt.call(
-                lambda: self.http.exchange(
-                    "GET", url, sink=file, limit=MAX_FRAME_BYTES,
-                    seconds=FRAME_SECONDS, allow_redirects=True,
-                )
-            )  # fmt: skip
+    def _follow(self, url: str, path: Path) -> None:
+        """Redirects are followed by hand: requests would read their bodies whole."""
+        for _ in range(1 + FRAME_REDIRECTS):
+            if not is_plain_url(url):
+                raise Refused("it redirects to something else than a plain http(s) address")
+            reply = self._get(url, path)
+            if not 300 <= reply.status < 400:
+                break
+            url = urljoin(url, reply.headers.get("location", ""))
+        else:
+            raise Refused(f"it redirects more than {FRAME_REDIRECTS} times")
         if reply.status in (408, 425, 429) or reply.status >= 500:
-            raise Unavailable(f"status {reply.status}", reply.retry_after())
+            raise Unavailable(f"it answers {reply.status}", reply.retry_after())
         if not reply.ok:
-            where = one_line(url.split("?")[0], 120)
-            raise JobError("frame_unavailable", f"{field} ({where}) answers {reply.status}.")
+            raise Refused(f"it answers {reply.status}")
+
+    def _get(self, url: str, path: Path) -> Reply:
+        options: dict[str, Any] = {"limit": MAX_FRAME_BYTES, "seconds": FRAME_SECONDS}
+        with path.open("wb") as file:
+            return self.halt.call(lambda: self.http.exchange("GET", url, sink=file, **options))
 
 
 class ToolFailed(Exception):
@@ -1483,15 +1532,13 @@ class Media:
 
     def probe(self, path: Path, demuxer: str = "") -> dict[str, Any]:
         """ffprobe's description of the first video stream. Raises ToolFailed."""
-        command = ["ffprobe", "-v", "error", "-protocol_whitelist", "file", "-of", "json"]
-        command += [
-            "-select_streams",
-            "v:0",
-            "-show_streams",
-            *(["-f", demuxer] if demuxer else []),
-        ]
+        # Quiet, because what it says of a damaged EXIF block would land in the JSON.
+        command = ["ffprobe", "-v", "quiet", "-protocol_whitelist", "file", "-of", "json"]
+        command += ["-max_pixels", str(MAX_FRAME_PIXELS), "-select_streams", "v:0"]
+        command += ["-show_streams", *(["-f", demuxer] if demuxer else [])]
         with self.start([*command, str(path)]) as child:
-            self.finish(child)
+            if child.finish(self.halt):
+                raise ToolFailed("it cannot be read")
             answer = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0)
         try:
             return as_dict(as_list(as_dict(json.loads(answer)).get("streams"))[0])
@@ -1507,10 +1554,13 @@ class Media:
             if not demuxer:
                 raise ToolFailed("it is neither JPEG, PNG nor WebP")
             orientation = exif_orientation(data)
+            # A decoder fills in the missing last rows of a JPEG without a word.
+            if demuxer == "jpeg_pipe" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+                raise ToolFailed("it is cut short")
         stream = self.probe(path, demuxer)
         size = Size(int(stream.get("width", 0)), int(stream.get("height", 0)))
         if not 0 < size.width * size.height <= MAX_FRAME_PIXELS:
-            raise ToolFailed(f"it has {size.width}x{size.height} pixels; at most 64 million go")
+            raise ToolFailed("it is damaged, or has more than 64 million pixels")
         return demuxer, orientation, Size(*size[::-1]) if orientation > 4 else size
 
     def prepare_frame(self, source: Path, target: Path, shape: Size) -> None:
@@ -1555,8 +1605,8 @@ def ffmpeg_command(stream: Any) -> list[str]:
 
 def read_picture(path: Path, demuxer: str) -> Any:
     """A picture as it lies in the file; turning it upright is our business, not the decoder's."""
-    options = {"noautorotate": None, "protocol_whitelist": "file", "err_detect": "explode"}
-    return ffmpeg.input(str(path), f=demuxer, **options)
+    strict = {"protocol_whitelist": "file", "err_detect": "explode", "max_pixels": MAX_FRAME_PIXELS}
+    return ffmpeg.input(str(path), f=demuxer, noautorotate=None, **strict)
 
 
 H264 = {
@@ -1834,16 +1884,15 @@ class ComfyFleet:
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
-        if self.spare and not (self.spare.child and self.spare.child.alive):
-            self.spare.end()
-            self.spare = None
+        self._drop_dead_spare()
         if self.spare is None:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
 
     def fresh(self) -> Comfy:
         """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches."""
         self.retire()
-        waited_ready = self.spare is not None
+        self._drop_dead_spare()
+        standby = self.spare is not None
         self.warm()
         assert self.spare
         self.current, self.spare = self.spare, None
@@ -1853,11 +1902,20 @@ class ComfyFleet:
             else:
                 self.current.flush()
         except JobError as error:
-            if not waited_ready or error.code != "comfyui_unavailable":
+            if not standby or error.code != "comfyui_unavailable":
                 raise
-            say("standby_failed", error.detail, logging.WARNING)
+            say("standby_failed", f"{error.detail}\n{error.tail}", logging.WARNING)
             return self.fresh()
         return self.current
+
+    def _drop_dead_spare(self) -> None:
+        """Makes room for a new one when the spare has died, or was not ours to keep."""
+        if self.spare and self.spare.child and not self.spare.child.alive:
+            told = f"It ended ({self.spare.child.last_words()}).\n{self.spare.tail()}"
+            say("standby_failed", told, logging.WARNING)
+            self.spare = None
+        elif self.spare and not self.spare.child:
+            self.spare = None
 
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
@@ -2313,6 +2371,7 @@ class Worker:
         self.parked: dict[str, tuple[int, float]] = {}
         self.idle_since = time.monotonic()
         self.told_claim = False
+        self.ignored: object = None
         self.delivered = 0
         self.outcome = ""
         self.on_progress: Callable[[], None] = lambda: None
@@ -2398,8 +2457,10 @@ class Worker:
         """The offered job, ours from here on; None when it is somebody else's or unusable."""
         job_id = as_dict(offer).get("id")
         if not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
-            told = "Its id is no plain name of letters, digits, - and _; it is left alone."
-            say("job_ignored", told, logging.ERROR, job=one_line(repr(job_id), 80))
+            if job_id != self.ignored:
+                told = "Its id is no plain name of letters, digits, - and _; it is left alone."
+                say("job_ignored", told, logging.ERROR, job=one_line(repr(job_id), 80))
+            self.ignored = job_id
             return None
         job = Job(self.spool / job_id)
         if not job.order.exists():
@@ -2706,6 +2767,7 @@ def check_tools() -> None:
 
 
 def start_logging(settings: Settings) -> LogLines:
+    redact.hide(settings.secrets)
     handler = LogLines(settings)
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def atomically(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def iso(moment: float) -> str:
-    text = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="milliseconds")
+    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 
@@ -132,7 +132,7 @@ class Journal:
                 return found
             try:
                 await asyncio.wait_for(news.wait(), left)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return []
 
     def begin(self, request: web.Request) -> None:

@@ -1,4 +1,4 @@
-"""Pictures made for tests: each number has its own layout of colours, so frames can be told apart."""
+"""Pictures made for tests: each number has colours of its own, so frames can be told apart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ def hash_of(kind: int | str) -> int:
 
 
 def picture(
-    size: tuple[int, int], kind: int | str = 0, *, mode: str = "RGB", format: str = "PNG", **save: Any
+    size: tuple[int, int],
+    kind: int | str = 0,
+    *,
+    mode: str = "RGB",
+    format: str = "PNG",
+    **save: Any,
 ) -> bytes:
     """A picture file's bytes."""
     image = Image.fromarray(paint(size, kind)).convert(mode)
