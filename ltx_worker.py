@@ -71,6 +71,7 @@ VERSION = "1.0.0"
 T = TypeVar("T")
 Workflow = dict[str, dict[str, Any]]
 Bytes = bytes | mmap.mmap
+Test = Callable[[str], object]
 
 FPS = 24
 # LTX-2.3 wants 8n+1 frames; the 121st is the pinned last frame, on which the next clip opens.
@@ -240,94 +241,87 @@ class Reader:
     def __init__(self, environ: Mapping[str, str], needed: Iterable[str]) -> None:
         self.environ, self.needed, self.problems = environ, frozenset(needed), list[str]()
 
-    def complain(self, name: str, value: str, fix: str) -> None:
-        shown = "(hidden)" if name in SECRET_NAMES else repr(value)
-        self.problems.append(f"{name}={shown}: {fix}")
-
-    def text(self, name: str, default: str = "") -> str:
+    def text(self, name: str, default: str = "", good: Test = bool, fix: str = "") -> str:
+        """One variable, trimmed; the fix is told when the value is not good."""
         value = self.environ.get(name, "").strip() or default
+        shown = "(hidden)" if name in SECRET_NAMES else repr(value)
         if not value and name in self.needed:
             self.problems.append(f"{name} is not set: put it into .env, see .env.example.")
+        elif value and not good(value):
+            self.problems.append(f"{name}={shown}: {fix}")
         return value
 
     def matching(self, name: str, pattern: str, fix: str) -> str:
-        value = self.text(name)
-        if value and not re.fullmatch(pattern, value):
-            self.complain(name, value, fix)
-        return value
+        return self.text(name, "", re.compile(pattern).fullmatch, fix)
 
     def seconds(self, name: str, default: float, low: float, high: float) -> float:
-        value = self.text(name, f"{default:g}")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not low <= number <= high:
-            self.complain(name, value, f"give a number between {low:g} and {high:g}.")
-        return number
+        fix = f"give a number between {low:g} and {high:g}."
+        value = self.text(name, f"{default:g}", lambda text: low <= to_number(text) <= high, fix)
+        return to_number(value)
 
     def choice(self, name: str, options: Sequence[str]) -> str:
-        value = self.text(name, options[0])
-        if value not in options:
-            self.complain(name, value, f"use one of {', '.join(options)}.")
-        return value
+        return self.text(name, options[0], options.__contains__, f"use {' or '.join(options)}.")
 
-    def switch(self, name: str, default: str) -> bool:
-        value = self.text(name, default)
-        if value not in ("0", "1"):
-            self.complain(name, value, "use 1 for on or 0 for off.")
-        return value == "1"
+    def switch(self, name: str) -> bool:
+        return self.choice(name, ("1", "0")) == "1"
 
     def words(self, name: str) -> tuple[str, ...]:
-        value = self.text(name)
-        try:
-            return tuple(shlex.split(value))
-        except ValueError:
-            self.complain(name, value, "close the quotation marks.")
-            return ()
+        value = self.text(name, "", lambda text: split_words(text), "close the quotation marks.")
+        return split_words(value)
 
     def hosts(self, name: str) -> frozenset[str]:
         return frozenset(filter(None, re.split(r"[,\s]+", self.text(name).lower())))
 
     def url(self, name: str, default: str = "") -> str:
-        value = self.text(name, default).rstrip("/")
-        if value and not is_plain_url(value):
-            self.complain(name, value, "give an address like https://example.com.")
-        return value
+        fix = "give an address like https://example.com."
+        return self.text(name, default, is_plain_url, fix).rstrip("/")
 
-    def path(self, name: str) -> Path:
-        return Path(self.text(name)).expanduser()
+    def path(self, name: str, default: str = "", good: Test = bool, fix: str = "") -> Path:
+        found = self.text(name, default, lambda text: good(os.path.expanduser(text)), fix)
+        return Path(found).expanduser()
 
     def folder(self, name: str, holds: str) -> Path:
-        value = self.text(name)
-        path = Path(value).expanduser()
-        if value and not (path / holds).is_file():
-            self.complain(name, value, f"there is no {holds} in it; give the right folder.")
-        return path
+        fix = f"there is no {holds} in it; give the right folder."
+        return self.path(name, "", lambda path: os.path.isfile(f"{path}/{holds}"), fix)
 
     def program(self, name: str) -> str:
-        value = self.text(name)
-        if value and not shutil.which(Path(value).expanduser()):
-            self.complain(name, value, "there is no such program; give the Python ComfyUI runs on.")
-        return str(Path(value).expanduser())
+        fix = "there is no such program; give the Python ComfyUI runs on."
+        return str(self.path(name, "", shutil.which, fix))
 
     def state_dir(self, name: str) -> Path:
         home = self.environ.get("XDG_STATE_HOME") or "~/.local/state"
         # systemd lists several folders with colons; the unit asks for one.
         default = self.environ.get("STATE_DIRECTORY", "").split(":")[0] or f"{home}/ltx-worker"
-        return Path(self.text(name, default)).expanduser().absolute()
+        return self.path(name, default).absolute()
 
     def size(self, name: str, default: str) -> Size:
-        value = self.text(name, default)
-        match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", value)
-        size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
-        if not all(64 <= side <= 4096 and side % 2 == 0 for side in size):
-            self.complain(name, value, "give WIDTHxHEIGHT, both even, from 64 to 4096.")
-        return size
+        fix = "give WIDTHxHEIGHT, both even, from 64 to 4096."
+        return to_size(self.text(name, default, to_size, fix)) or Size(0, 0)
 
     def child_environ(self, _name: str) -> dict[str, str]:
         hidden = (*SECRET_NAMES, *SYSTEMD_NAMES)
         return {name: value for name, value in self.environ.items() if name not in hidden}
+
+
+def to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def to_size(text: str) -> Size | None:
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
+    return size if all(64 <= side <= 4096 and side % 2 == 0 for side in size) else None
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """Words as a shell would take them; none when a quotation mark is left open."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return ()
 
 
 RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
@@ -360,12 +354,14 @@ class Settings:
     comfyui_python: str = setting(Reader.program, "COMFYUI_PYTHON")
     comfyui_url: str = setting(Reader.url, "COMFYUI_URL", "http://localhost:8188")
     comfyui_args: tuple[str, ...] = setting(Reader.words, "COMFYUI_ARGS")
-    comfyui_standby: bool = setting(Reader.switch, "COMFYUI_STANDBY", "1")
+    comfyui_standby: bool = setting(Reader.switch, "COMFYUI_STANDBY")
+    comfyui_restart: str = setting(Reader.choice, "COMFYUI_RESTART", ("clip", "job"))
     comfyui_idle_stop: float = setting(Reader.seconds, "COMFYUI_IDLE_STOP_S", 600, 0, 86_400)
     boot_timeout: float = setting(Reader.seconds, "COMFYUI_BOOT_TIMEOUT_S", 180, 1, 3600)
     watermark: Path = setting(Reader.path, "WATERMARK_PATH")
     frame_hosts: frozenset[str] = setting(Reader.hosts, "FRAME_HOSTS")
     sampler: str = setting(Reader.choice, "LTX_SAMPLER", SAMPLERS)
+    clip_gate: str = setting(Reader.choice, "CLIP_GATE", ("enforce", "warn", "off"))
     checkpoint: str = setting(
         Reader.text, "LTX_CHECKPOINT", "ltx-2.3-22b-distilled-fp8.safetensors"
     )
@@ -522,7 +518,7 @@ def parse_stage_data(data: object) -> Plan:
             raise bad_job(names[0], url, "http(s) addresses without credentials")
     prompts = check_texts(names[1], prompts, range(len(frames) - 1, len(frames)), "prompts")
     for prompt in prompts:
-        if len(prompt) > MAX_PROMPT_CHARS or not is_encodable(prompt):
+        if len(prompt) > MAX_PROMPT_CHARS or not is_text(prompt):
             raise bad_job(names[1], prompt, f"text of at most {MAX_PROMPT_CHARS} characters")
     return Plan(frames, prompts, watermark)
 
@@ -536,12 +532,13 @@ def check_texts(field: str, value: object, counts: range, what: str) -> tuple[st
     return tuple(value)
 
 
-def is_encodable(text: str) -> bool:
-    """False for lone surrogates, which JSON can carry but no text encoder can read."""
+def is_text(text: str) -> bool:
+    """False for lone surrogates and NUL, which JSON can carry but no text encoder can read."""
     try:
-        return "\0" not in text and bool(text.encode()) | True
+        text.encode()
     except UnicodeEncodeError:
         return False
+    return "\0" not in text
 
 
 def render_size(size: Size) -> Size:
@@ -573,89 +570,68 @@ class Shot:
     negative: str = NEGATIVE_PROMPT
 
 
+Link = list[str | int]
+
+
 class Graph:
     """An API workflow in the making; node ids are strings that count up from `base`."""
 
     def __init__(self, base: int) -> None:
         self.base, self.nodes = base, Workflow()
 
-    def add(self, kind: str, inputs: Mapping[str, Any]) -> Callable[[int], list[str | int]]:
+    def add(self, kind: str, **inputs: Any) -> Callable[[int], Link]:
         """Adds a node and returns what links to its outputs: add(...)(0) is the first one."""
         node = str(self.base + len(self.nodes) + 1)
-        self.nodes[node] = {"class_type": kind, "inputs": dict(inputs)}
+        self.nodes[node] = {"class_type": kind, "inputs": inputs}
         return lambda slot: [node, slot]
 
 
 def build_workflow(shot: Shot, settings: Settings) -> Workflow:
     """The API workflow for one clip: both ends pinned, 8 steps, CFG 1, NAG, silent video."""
     graph = Graph(shot.clip * NODE_STRIDE)
-    checkpoint = graph.add("CheckpointLoaderSimple", {"ckpt_name": settings.checkpoint})
+    checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=settings.checkpoint)
     # Gemma has to come first: the tokenizer is read from the first file.
-    clip = graph.add(
-        "DualCLIPLoaderGGUF",
-        {
-            "clip_name1": settings.text_encoder,
-            "clip_name2": settings.text_projection,
-            "type": "ltxv",
-        },
-    )
-    positive = graph.add("CLIPTextEncode", {"text": shot.prompt, "clip": clip(0)})
-    negative = graph.add("CLIPTextEncode", {"text": shot.negative, "clip": clip(0)})
-    conditioning = graph.add(
-        "LTXVConditioning",
-        {"positive": positive(0), "negative": negative(0), "frame_rate": float(FPS)},
-    )
+    encoders = {"clip_name1": settings.text_encoder, "clip_name2": settings.text_projection}
+    clip = graph.add("DualCLIPLoaderGGUF", **encoders, type="ltxv")
+    positive = graph.add("CLIPTextEncode", text=shot.prompt, clip=clip(0))
+    negative = graph.add("CLIPTextEncode", text=shot.negative, clip=clip(0))
+    texts = {"positive": positive(0), "negative": negative(0)}
+    conditioning = graph.add("LTXVConditioning", **texts, frame_rate=float(FPS))
     # NAG takes the encoder's own output, the same tensor as behind LTXVConditioning, because
     # ComfyUI can cache the node then: 2.5 to 3.5 s less for every warm clip.
     nag = {"nag_scale": NAG_SCALE, "nag_tau": NAG_TAU, "nag_alpha": NAG_ALPHA, "inplace": True}
-    model = graph.add("LTX2_NAG", {"model": checkpoint(0), "nag_cond_video": negative(0), **nag})
-    latent = add_pinned_latent(graph, shot, vae=checkpoint(2))
-    guider = graph.add(
-        "CFGGuider",
-        {
-            "model": model(0),
-            "positive": conditioning(0),
-            "negative": conditioning(1),
-            "cfg": CFG,
-        },
-    )
-    samples = add_sampling(graph, settings.sampler, shot.seed, guider(0), latent)
-    frames = graph.add("VAEDecode", {"samples": samples, "vae": checkpoint(2)})
-    graph.add("VHS_VideoCombine", {"images": frames(0), **video_file(shot.prefix)})
+    model = graph.add("LTX2_NAG", model=checkpoint(0), nag_cond_video=negative(0), **nag)
+    guided = {"positive": conditioning(0), "negative": conditioning(1)}
+    sampling = {
+        "guider": graph.add("CFGGuider", model=model(0), **guided, cfg=CFG)(0),
+        "sampler": graph.add("KSamplerSelect", sampler_name=settings.sampler)(0),
+        "sigmas": graph.add("ManualSigmas", sigmas=", ".join(map(str, SIGMAS)))(0),
+        "noise": graph.add("RandomNoise", noise_seed=shot.seed)(0),
+        "latent_image": add_pinned_latent(graph, shot, vae=checkpoint(2)),
+    }
+    samples = graph.add(SAMPLER_NODE, **sampling)
+    frames = graph.add("VAEDecode", samples=samples(0), vae=checkpoint(2))
+    graph.add("VHS_VideoCombine", images=frames(0), **video_file(shot.prefix))
     return graph.nodes
 
 
-def add_pinned_latent(graph: Graph, shot: Shot, vae: list[str | int]) -> list[str | int]:
+def add_pinned_latent(graph: Graph, shot: Shot, vae: Link) -> Link:
     """An empty video latent whose first and last frames are the two images."""
     size = shot.size._asdict()
     scaling = {"upscale_method": "lanczos", **size, "crop": "center"}
-    first = graph.add("LoadImage", {"image": shot.first})
-    last = graph.add("LoadImage", {"image": shot.last})
-    first = graph.add("ImageScale", {"image": first(0), **scaling})
-    last = graph.add("ImageScale", {"image": last(0), **scaling})
-    empty = graph.add("EmptyLTXVLatentVideo", {**size, "length": CLIP_FRAMES, "batch_size": 1})
+    ends = [
+        graph.add("ImageScale", image=graph.add("LoadImage", image=name)(0), **scaling)(0)
+        for name in (shot.first, shot.last)
+    ]
+    empty = graph.add("EmptyLTXVLatentVideo", **size, length=CLIP_FRAMES, batch_size=1)
     # num_images must be a string: the number 2 passes validation and dies while running. Without
     # image_2 or index_2 the last frame would be dropped without a word.
-    pins = {
-        "num_images": "2",
-        "num_images.image_1": first(0),
-        "num_images.index_1": 0,
-        "num_images.strength_1": 1.0,
-        "num_images.image_2": last(0),
-        "num_images.index_2": -1,
-        "num_images.strength_2": 1.0,
-    }
-    return graph.add("LTXVImgToVideoInplaceKJ", {"vae": vae, "latent": empty(0), **pins})(0)
-
-
-def add_sampling(
-    graph: Graph, sampler: str, seed: int, guider: list[str | int], latent: list[str | int]
-) -> list[str | int]:
-    sigmas = graph.add("ManualSigmas", {"sigmas": ", ".join(map(str, SIGMAS))})
-    chosen = graph.add("KSamplerSelect", {"sampler_name": sampler})
-    noise = graph.add("RandomNoise", {"noise_seed": seed})
-    inputs = {"noise": noise(0), "guider": guider, "sampler": chosen(0), "sigmas": sigmas(0)}
-    return graph.add(SAMPLER_NODE, {**inputs, "latent_image": latent})(0)
+    pins: dict[str, Any] = {"num_images": "2"}
+    for number, (image, index) in enumerate(zip(ends, (0, -1), strict=True), start=1):
+        pins[f"num_images.image_{number}"] = image
+        pins[f"num_images.index_{number}"] = index
+        pins[f"num_images.strength_{number}"] = 1.0
+    return graph.add("LTXVImgToVideoInplaceKJ", vae=vae, latent=empty(0), **pins)(0)
 
 
 def video_file(prefix: str) -> dict[str, Any]:
@@ -1198,6 +1174,9 @@ def read_blob_error(reply: Reply) -> Unavailable | Verdict:
     return Verdict(reply.status, f"{code}: {message}{f' ({hint})' if hint else ''}")
 
 
+EMPTY: Mapping[str, str] = {}
+
+
 class Blob:
     """Vercel Blob, as its own clients speak to it (API version 12)."""
 
@@ -1231,14 +1210,18 @@ class Blob:
                 self.halt.wait(pause)
         raise AssertionError("the last try returns or raises")
 
-    def _find(self, path: Path, pathname: str, headers: Mapping[str, str]) -> str | None:
-        """The URL of a blob that is already this very file."""
+    def holds(self, pathname: str, headers: Mapping[str, str] = EMPTY) -> dict[str, Any]:
+        """What the store has under this name; empty when it has nothing. Raises as put does."""
         try:
-            found = self._call("GET", "", {"url": pathname}, headers)
+            return self._call("GET", "", {"url": pathname}, headers)
         except Verdict as verdict:
             if verdict.status == 404:
-                return None
+                return {}
             raise
+
+    def _find(self, path: Path, pathname: str, headers: Mapping[str, str]) -> str | None:
+        """The URL of a blob that is already this very file."""
+        found = self.holds(pathname, headers)
         etag = str(found.get("etag", "")).strip('"')
         same_size = found.get("size") == path.stat().st_size
         # Only a single PUT has the MD5 as its etag; for multipart the size has to do.
@@ -1888,8 +1871,15 @@ class ComfyFleet:
         if self.spare is None:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
 
-    def fresh(self) -> Comfy:
-        """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches."""
+    def fresh(self, again: bool = False) -> Comfy:
+        """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches.
+
+        With COMFYUI_RESTART=job a job's next clip goes to the same process, unless it is tried
+        again after a failure.
+        """
+        keep = self.settings.comfyui_restart == "job" and not again
+        if keep and self.current and self.current.child and self.current.child.alive:
+            return self.current
         self.retire()
         self._drop_dead_spare()
         standby = self.spare is not None
@@ -1905,7 +1895,7 @@ class ComfyFleet:
             if not standby or error.code != "comfyui_unavailable":
                 raise
             say("standby_failed", f"{error.detail}\n{error.tail}", logging.WARNING)
-            return self.fresh()
+            return self.fresh(again)
         return self.current
 
     def _drop_dead_spare(self) -> None:
@@ -1919,7 +1909,8 @@ class ComfyFleet:
 
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
-        if self.settings.comfyui_standby and self.current and self.current.child:
+        wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
+        if wanted and self.current and self.current.child:
             self.warm()
 
     def retire(self) -> None:
@@ -2196,13 +2187,13 @@ class Film:
     def _attempt(self, clip: int, attempt: int) -> None:
         self.progress.update("booting", clip=clip + 1, step=0, steps=STEPS)
         with self.studio.stage("boot", self.job, clip=clip + 1):
-            comfy = self.fleet.fresh()
+            comfy = self.fleet.fresh(again=attempt > 1)
         fixed, started = self.studio.seed, time.monotonic()
         seed = seed_for(self.job.id, clip, attempt) if fixed is None else fixed + clip
         part = self.job.raw(clip).with_suffix(".part")
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
-            self.media.check_video(part, CLIP_FRAMES, render_size(self.size))
+            self._inspect(clip, part)
         except (ComfyLost, Unavailable) as error:
             told = f"ComfyUI: {error}."
             raise JobError("comfyui_failed", told, again=True, tail=comfy.tail()) from error
@@ -2212,11 +2203,22 @@ class Film:
         except JobError as error:
             error.tail = error.tail or comfy.tail()
             raise
-        finally:
+        if self.settings.comfyui_restart == "clip":
             self.fleet.retire()
         spent = round(time.monotonic() - started, 1)
         keep_json(self.job.record(clip), {"seed": seed, "renderSec": spent, "attempts": attempt})
         keep(part, self.job.raw(clip))
+
+    def _inspect(self, clip: int, path: Path) -> None:
+        """ComfyUI reports success for files that are cut short; CLIP_GATE says what then."""
+        if self.settings.clip_gate == "off":
+            return
+        try:
+            self.media.check_video(path, CLIP_FRAMES, render_size(self.size))
+        except ToolFailed as error:
+            if self.settings.clip_gate == "enforce":
+                raise
+            say("bad_clip_kept", str(error), logging.WARNING, job=self.job.id, clip=clip + 1)
 
     def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> dict[str, Any]:
         # No name is ever used twice: ComfyUI answers a repeated graph from its cache.
@@ -2311,7 +2313,7 @@ class Heartbeat:
         self.outage = Outage("heartbeat")
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self.lease_end = math.inf
+        self.last_beat: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -2342,6 +2344,7 @@ class Heartbeat:
             self.outage.note(error)
         else:
             self.outage.over()
+            self.last_beat = format_utc(time.time())
             self.hear(answer, job_id, sent)
 
     def hear(self, answer: Mapping[str, Any], job_id: str, sent: float) -> None:
@@ -2374,6 +2377,8 @@ class Worker:
         self.ignored: object = None
         self.delivered = 0
         self.outcome = ""
+        self.outcomes: list[dict[str, str]] = []
+        self.status: dict[str, object] = {}
         self.on_progress: Callable[[], None] = lambda: None
 
     def run(self, once: bool = False) -> int:
@@ -2407,6 +2412,7 @@ class Worker:
         self.studio.fleet.stop()
         if self.heartbeat.alive:
             self.heartbeat.stop()
+        self._write_status()
         say("stopped")
 
     def tick(self) -> bool:
@@ -2433,7 +2439,24 @@ class Worker:
         if self.heartbeat.alive or not self.heartbeat.thread.ident:
             self.systemd.feed()
         self.systemd.tell(self.progress.sentence())
+        self._write_status()
         self.on_progress()
+
+    def _write_status(self) -> None:
+        """What the `status` command shows; written when it has changed, lost without harm."""
+        status = {
+            "pid": os.getpid(),
+            "workerId": self.settings.worker_id,
+            "jobId": self.progress.job_id or None,
+            "progress": self.progress.snapshot(),
+            "lastHeartbeatAt": self.heartbeat.last_beat,
+            "lastOutcomes": self.outcomes,
+        }
+        if status != self.status:
+            self.status = status
+            part = self.settings.state_dir / "status.part"
+            part.write_text(json.dumps(status))
+            part.replace(self.settings.state_dir / "status.json")
 
     def _rest(self, asked: object) -> None:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
@@ -2647,6 +2670,8 @@ class Worker:
             name: ",".join(f"{seconds:.1f}" for seconds in spent)
             for name, spent in self.studio.seconds.items()
         }
+        done = {"jobId": job.id, "outcome": self.outcome, "at": format_utc(time.time())}
+        self.outcomes = [*self.outcomes[-4:], done]
         say("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
 
 
@@ -2847,6 +2872,104 @@ def workflow_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def status_command(options: argparse.Namespace) -> int:
+    """Tells what the running worker is doing, from its state folder."""
+    settings = Settings.load(read_environ(), needed=())
+    status = read_json(settings.state_dir / "status.json")
+    try:
+        with state_folder(settings):
+            status = {"lastOutcomes": as_list(status.get("lastOutcomes")), "running": False}
+    except ConfigError:
+        status["running"] = True
+    status["waiting"] = sorted(path.name for path in settings.state_dir.glob("jobs/*"))
+    if options.json:
+        print(json.dumps(status, indent=1))
+    elif status["running"]:
+        now = as_dict(status.get("progress"))
+        where = f"clip {now.get('clip')}/{now.get('clips')}, step {now.get('step')}"
+        print(f"job {status.get('jobId')}: {now.get('stage')}, {where}, {now.get('percent')} %")
+        print(f"last heartbeat {status.get('lastHeartbeatAt')}")
+    else:
+        print(f"No worker runs on {settings.state_dir}.")
+    if not options.json:
+        for done in map(as_dict, as_list(status.get("lastOutcomes"))):
+            print(f"{done.get('at')} job {done.get('jobId')}: {done.get('outcome')}")
+        print(f"in the spool: {', '.join(status['waiting']) or 'nothing'}")
+    return 0
+
+
+class Finding(NamedTuple):
+    """One line of the doctor: what was checked, OK / WARN / FAIL, what was seen, what to do."""
+
+    check: str
+    status: str
+    detail: str
+    next: str = ""
+
+
+def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Looks at everything a job needs, short of booting ComfyUI."""
+    try:
+        settings = Settings.load(environ)
+        redact.hide(settings.secrets)
+        yield Finding("settings", "OK", "all there")
+        check_tools()
+        yield Finding("programs", "OK", "ffmpeg, ffprobe, setpriv")
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding("settings", "FAIL", problem, "correct it in .env")
+        return
+    halt = Halt()
+    yield examine_api(with_worker_id(settings), halt)
+    yield examine_blob(settings, halt)
+    try:
+        size = Media(settings, halt).check_watermark(settings.watermark)
+        yield Finding("watermark", "OK", f"{size.width}x{size.height}")
+    except JobError as error:
+        yield Finding("watermark", "FAIL", error.detail, f"put a PNG at {settings.watermark}")
+    gpu = read_gpu(settings)
+    told = "nvidia-smi tells of no GPU"
+    yield Finding("gpu", "OK", str(gpu["name"])) if gpu else Finding("gpu", "WARN", told)
+    if Comfy(settings.comfyui_url, halt).answers():
+        told = f"one runs at {settings.comfyui_url}; it will be used and never ended"
+    else:
+        told = f"will be booted from {settings.comfyui_dir}"
+    yield Finding("comfyui", "OK", told)
+
+
+def examine_api(settings: Settings, halt: Halt) -> Finding:
+    try:
+        QueueApi(settings, halt).register(read_gpu(settings))
+    except Verdict:
+        return Finding("api", "WARN", "it has no register call, so the secret is untested")
+    except Unavailable as error:
+        return Finding("api", "FAIL", one_line(error), f"curl -i {settings.api_url}")
+    except ConfigError as error:
+        return Finding("api", "FAIL", str(error), "set the same VIDEOGEN_WORKER_SECRET")
+    return Finding("api", "OK", f"{settings.api_url} takes our secret")
+
+
+def examine_blob(settings: Settings, halt: Halt) -> Finding:
+    try:
+        found = Blob(settings, halt).holds("spatial-story/output/doctor.mp4")
+    except (Unavailable, Verdict) as error:
+        return Finding("blob", "FAIL", one_line(error), "check BLOB_READ_WRITE_TOKEN")
+    return Finding("blob", "OK", f"the store answers{', a probe is there' if found else ''}")
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """Says what is wrong with this box and what to do next; 0 only when nothing FAILs."""
+    findings = list(examine(read_environ()))
+    if options.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(f"{finding.status:4} {finding.check}: {one_line(finding.detail)}")
+            if finding.next:
+                print(f"     next: {finding.next}")
+    return 1 if any(finding.status == "FAIL" for finding in findings) else 0
+
+
 class UsageError(Exception):
     """The command line asks for something that does not fit together."""
 
@@ -2864,6 +2987,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     render.add_argument("--seed", type=int)
     render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.mp4")
     render.set_defaults(command=render_command)
+    for name, command, told in (
+        ("doctor", doctor_command, "check this box; each FAIL says what to do"),
+        ("status", status_command, "show what the running worker is doing"),
+    ):
+        look = commands.add_parser(name, help=told)
+        look.add_argument("--json", action="store_true")
+        look.set_defaults(command=command)
     flow = commands.add_parser("workflow", help="print the ComfyUI workflow that would be sent")
     flow.add_argument("first", metavar="FIRST")
     flow.add_argument("last", metavar="LAST")
