@@ -352,7 +352,12 @@ BAD_JOBS: list[tuple[Any, str, str, str]] = [
     (new_shape(frames=[URL, "a.png"]), "stageData.frames", "'a.png'", "http(s) addresses"),
     (new_shape(frames=[URL, "file:///etc/passwd"]), "stageData.frames", "file:///", "http(s)"),
     (new_shape(frames=[URL, "http://[x"]), "stageData.frames", "'http://[x'", "http(s)"),
-    (new_shape(frames=[URL, "https://me:pw@a.example/"]), "stageData.frames", "a.example", "credentials"),
+    (
+        new_shape(frames=[URL, "https://me:pw@a.example/"]),
+        "stageData.frames",
+        "a.example",
+        "credentials",
+    ),
     (new_shape(clipPrompts="absent"), "stageData.clipPrompts", "None", "a list of prompts"),
     (new_shape(clipPrompts="walk"), "stageData.clipPrompts", "'walk'", "a list of prompts"),
     (new_shape(clipPrompts=[]), "stageData.clipPrompts", "0 of them", "1 prompts"),

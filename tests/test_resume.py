@@ -1,0 +1,426 @@
+"""Nothing lost: whatever dies at whatever moment, a claimed job is delivered once or handed back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+
+from sandbox.client import Event, Hosted, NothingHappened
+from tests.conftest import Box, Running
+
+# The promise of a stop; it is a bound, not a speed that is measured.
+STOP_S = 20
+GONE_S = 10.0
+NONSENSE = {"frames": "none"}
+CLAIM, COMPLETE, FAIL = "PATCH */claim", "PATCH */complete", "PATCH */fail"
+BEAT, PUT = "POST /api/videogen/heartbeat", "PUT /api/blob*"
+LONG_AGO = "2020-01-01T00:00:00Z"
+STUCK = {"on": "prompt", "kind": "hang", "deaf": True}
+PLAIN = {"on": "prompt", "kind": "slow", "factor": 1}
+
+
+class Moment(NamedTuple):
+    """A point of a job's life at which it can be held: what holds it, and the sign that it does."""
+
+    name: str
+    sign: str
+    clips: int = 1
+    fault: dict[str, Any] | None = None
+    script: tuple[dict[str, Any], ...] = ()
+    detail: str = ""
+    alive: bool = False
+    prompts: tuple[int, ...] = (1,)
+    broken: bool = False
+
+    def hold(self, box: Box) -> tuple[Running, str]:
+        """A worker that has come to this moment and, but for `fault`'s retries, stays there."""
+        hosted = box.hosted
+        if self.fault:
+            hosted.fault(**self.fault)
+        hosted.script_comfyui(*self.script)
+        stage = {"maxAttempts": 3}
+        job = (
+            hosted.add_stage(NONSENSE, **stage) if self.broken else box.add_job(self.clips, **stage)
+        )
+        worker = box.start(HEARTBEAT_INTERVAL_S="0.2", PATH=stuck_encoder(box, self.name))
+        hosted.wait(self.sign, where=self._is_it)
+        return worker, job
+
+    def _is_it(self, event: Event) -> bool:
+        return self.detail in json.dumps(event["data"])
+
+
+def stuck_encoder(box: Box, moment: str) -> str:
+    """A PATH on which, at the moment of encoding, the trimming of a clip never ends."""
+    if moment != "encoding":
+        return os.environ["PATH"]
+    script = box.folder / "bin" / "ffmpeg"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *trim=*) sleep 600;; esac\nexec {shutil.which("ffmpeg")} "$@"\n'
+    )
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
+
+
+CLAIMED = Moment("claimed", "claim", fault={"match": CLAIM, "landThenReset": True})
+DOWNLOADING = Moment(
+    "downloading", "fault", fault={"match": "GET /frames/frame-1*", "blackhole": True}, alive=True
+)
+BOOTING = Moment("booting", "comfyui.boot", script=({"on": "boot", "kind": "hang"},), alive=True)
+RENDERING = Moment(
+    "rendering",
+    "comfyui.step",
+    clips=2,
+    script=(PLAIN, {**STUCK, "at": 7}, {**STUCK, "at": 9}),
+    detail='"step": 7',
+    alive=True,
+    prompts=(1, 2),
+)
+ENCODING = Moment("encoding", "heartbeat", detail='"stage": "encoding"', alive=True)
+UPLOADING = Moment(
+    "uploading", "fault", fault={"match": PUT, "blackhole": True}, detail="/api/blob"
+)
+UPLOADED = Moment("uploaded", "blob.put", fault={"match": PUT, "landThenReset": True})
+REPORTED = Moment("reported", "complete", fault={"match": COMPLETE, "landThenReset": True})
+FAILED = Moment(
+    "failed", "fail", fault={"match": FAIL, "landThenReset": True}, prompts=(), broken=True
+)
+FROZEN = Moment(
+    "frozen",
+    "comfyui.step",
+    fault={"match": FAIL, "blackhole": True, "times": -1},
+    script=({"on": "prompt", "kind": "freeze"},),
+    detail='"step": 3',
+    alive=True,
+)
+RETRYING = Moment("retrying", "fault", fault={"match": COMPLETE, "status": 503, "times": -1})
+
+
+def by_name(moments: Sequence[Moment]) -> Any:
+    return pytest.mark.parametrize("moment", moments, ids=[moment.name for moment in moments])
+
+
+@contextlib.contextmanager
+def watched(pids: Sequence[int]) -> Iterator[list[int]]:
+    """Handles on processes, by which their end can be waited for, whoever their parent is."""
+    handles = [os.pidfd_open(pid) for pid in pids]
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def all_gone(handles: Sequence[int]) -> bool:
+    return all(select.select([handle], [], [], GONE_S)[0] for handle in handles)
+
+
+def kill(box: Box, worker: Running) -> int:
+    """kill -9 of the worker; how many children it had, all of which end with it."""
+    with watched(box.children()) as children:
+        worker.end()
+        assert all_gone(children), "a child outlives the worker"
+        return len(children)
+
+
+def prompts(hosted: Hosted) -> list[int]:
+    """How often each clip was rendered; the ids of its nodes tell the clip."""
+    graphs = [event["data"]["prompt"] for event in hosted.events("comfyui.prompt")]
+    counts = Counter(min(map(int, graph)) // 1000 for graph in graphs)
+    return [counts[clip] for clip in sorted(counts)]
+
+
+def spooled(box: Box, job: str) -> Path:
+    return box.state / "jobs" / job
+
+
+def spool(box: Box, job: str, film: int = 0) -> Path:
+    """The folder of a job that an earlier worker left, with a film of so many bytes."""
+    folder = spooled(box, job)
+    for name in ("frames", "clips"):
+        (folder / name).mkdir(parents=True)
+    stage = {"frames": ["https://x.example/a", "https://x.example/b"], "clipPrompts": ["walk"]}
+    (folder / "job.json").write_text(json.dumps({"stageData": {**stage, "watermark": False}}))
+    if film:
+        with (folder / "output.mp4").open("wb") as file:
+            file.truncate(film)
+    return folder
+
+
+def calls(hosted: Hosted, job: str, verb: str) -> list[dict[str, Any]]:
+    return hosted.requests(f"PATCH */{job}/{verb}")
+
+
+# kill -9
+
+
+@by_name(
+    [CLAIMED, DOWNLOADING, BOOTING, RENDERING, ENCODING, UPLOADING, UPLOADED, REPORTED, FAILED]
+)
+def test_after_kill_9_the_next_start_goes_on_at_the_first_missing_piece(
+    box: Box, moment: Moment
+) -> None:
+    hosted = box.hosted
+    worker, job = moment.hold(box)
+    assert kill(box, worker) >= moment.alive
+    hosted.clear_faults()
+    hosted.clear_comfyui_script()
+    again = box.run_once()
+    verb = "fail" if moment.broken else "complete"
+    state = "failed" if moment.broken else "completed"
+    row = hosted.job(job)
+    assert row["state"] == state, again.log
+    assert len(row["outcomes"]) == 1
+    assert len({json.dumps(call["json"]) for call in calls(hosted, job, verb)}) == 1
+    assert prompts(hosted) == list(moment.prompts)
+    assert len(hosted.events("blob.put")) == (not moment.broken)
+    assert len([e for e in hosted.events("frame.get") if e["data"]["name"] == "frame-0.png"]) <= 1
+    assert not spooled(box, job).exists()
+    assert box.children() == []
+
+
+def test_a_comfyui_killed_away_before_it_could_ask_to_die_with_us_does_not_live_on(
+    box: Box,
+) -> None:
+    """kill -9 strikes between the start of the child and its request for the parent's death."""
+    started, gate = box.folder / "started", box.folder / "gate"
+    os.mkfifo(started)
+    os.mkfifo(gate)
+    script = box.folder / "bin" / "setpriv"
+    script.parent.mkdir()
+    wait = f'echo up > "{started}"\nread go < "{gate}"\n'
+    script.write_text(f'#!/bin/sh\n{wait}exec {shutil.which("setpriv")} "$@"\n')
+    script.chmod(0o755)
+    box.add_job()
+    worker = box.start(PATH=f"{script.parent}:{os.environ['PATH']}")
+    assert started.read_text() == "up\n"
+    with watched(box.children()) as children:
+        assert children
+        worker.end()
+        gate.write_text("go\n")
+        try:
+            assert all_gone(children), "a ComfyUI without a worker"
+        finally:
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(child, signal.SIGKILL)
+
+
+def test_a_start_ends_what_an_earlier_worker_left_and_nothing_else(box: Box) -> None:
+    marks = {"ours": str(box.state), "of-another": f"{box.state}-2", "unmarked": ""}
+    processes = {
+        name: subprocess.Popen(["sleep", "600"], env={"LTX_WORKER_STATE": mark} if mark else {})
+        for name, mark in marks.items()
+    }
+    try:
+        worker = box.start()
+        box.hosted.wait("register")
+        assert processes["ours"].wait(GONE_S) == -signal.SIGKILL
+        assert f"pid={processes['ours'].pid}" in worker.log
+        assert [name for name, one in processes.items() if one.poll() is None] == [
+            "of-another",
+            "unmarked",
+        ]
+    finally:
+        for one in processes.values():
+            one.kill()
+            one.wait()
+
+
+# Ownership
+
+
+@pytest.mark.parametrize("answer", [404, 409, 410])
+@pytest.mark.parametrize("film", [0, 5000], ids=["clips-missing", "film-made"])
+def test_a_job_that_is_no_longer_ours_is_dropped_at_the_next_start(
+    box: Box, answer: int, film: int
+) -> None:
+    hosted, job = box.hosted, uuid.uuid4().hex[:12]
+    if answer != 404:
+        hosted.add_stage(NONSENSE, id=job)
+        url = f"{hosted.url}/api/videogen/{job}/claim"
+        headers = {"x-videogen-secret": hosted.secret}
+        requests.patch(url, json={"workerId": "other"}, headers=headers, timeout=10)
+    if answer == 410:
+        hosted.cancel(job)
+    folder = spool(box, job, film)
+    worker = box.start()
+    refused = hosted.wait("claim.rejected", job)
+    assert refused["data"]["answered"] == answer
+    hosted.wait("pending", after=hosted.wait("pending", after=refused["seq"])["seq"])
+    assert not folder.exists(), worker.log
+    assert not hosted.events("comfyui.boot")
+    assert not hosted.requests("* /api/blob*")
+    assert not calls(hosted, job, "complete") + calls(hosted, job, "fail")
+
+
+def test_a_lease_that_is_over_already_renders_reports_and_uploads_nothing(box: Box) -> None:
+    hosted = box.hosted
+    hosted.set_options(leaseUntil=LONG_AGO)
+    job = box.add_job()
+    worker = box.start()
+    claimed = hosted.wait("claim", job)
+    hosted.wait("pending", after=claimed["seq"])
+    assert worker.process.poll() is None, worker.log
+    assert prompts(hosted) == []
+    assert not hosted.requests("* /api/blob*")
+    assert not calls(hosted, job, "complete") + calls(hosted, job, "fail")
+
+
+@by_name([RENDERING._replace(clips=1, script=({**STUCK, "at": 7},)), UPLOADING])
+def test_a_lease_that_runs_out_ends_the_work_and_nothing_is_reported_or_uploaded(
+    box: Box, moment: Moment
+) -> None:
+    hosted = box.hosted
+    hosted.set_options(leaseSec=4)
+    worker, job = moment.hold(box)
+    # The lease is not renewed any more, and a cancelled job is not offered again.
+    hosted.fault(BEAT, times=-1, status=503)
+    hosted.cancel(job)
+    held = hosted.now()
+    with watched(box.children()) as children:
+        assert all_gone(children), worker.log
+    # The first poll after the job; a second one means that the spool has been looked through.
+    hosted.wait("pending", after=hosted.wait("pending", after=held)["seq"])
+    assert not calls(hosted, job, "complete") + calls(hosted, job, "fail")
+    assert not hosted.blobs()
+    assert worker.process.poll() is None, worker.log
+
+
+def test_a_cancelled_upload_stops_sending(box: Box) -> None:
+    """The store reads on after a while; by then nobody may be sending any more."""
+    hosted, job = box.hosted, uuid.uuid4().hex[:12]
+    spool(box, job, film=40 * 2**20)
+    hosted.add_stage(NONSENSE, id=job)
+    hosted.fault(PUT, delay=3)
+    worker = box.start()
+    sending = hosted.wait("fault", where=lambda one: one["data"]["path"].startswith("/api/blob"))
+    hosted.cancel(job)
+    failed = hosted.wait("fail", job)
+    assert failed["t"] - sending["t"] < 3, "too late to show anything"
+    with contextlib.suppress(NothingHappened):
+        hosted.wait("blob.put", job, timeout=5)
+    assert not hosted.blobs(), worker.log
+
+
+# Outcomes
+
+
+def test_a_finished_films_outcome_outlives_a_lease_that_ends_in_an_outage(box: Box) -> None:
+    hosted = box.hosted
+    hosted.set_options(leaseSec=4)
+    worker, job = RETRYING.hold(box)
+    hosted.fault(BEAT, times=-1, status=503)
+    hosted.wait("pending", after=hosted.wait("fault", after=hosted.now())["seq"])
+    hosted.clear_faults()
+    hosted.wait("complete", job, timeout=60)
+    assert prompts(hosted) == [1], worker.log
+    assert len(hosted.events("blob.put")) == 1
+
+
+def test_a_failure_that_waits_is_not_worked_on_when_the_job_is_offered_again(box: Box) -> None:
+    hosted = box.hosted
+    hosted.set_options(leaseSec=1)
+    hosted.fault(FAIL, status=503, times=4)
+    hosted.script_comfyui({"on": "prompt", "kind": "execution_error"})
+    job = box.add_job()
+    worker = box.start(HEARTBEAT_INTERVAL_S="0.2")
+    failed = hosted.wait("fail", job, timeout=60)
+    assert prompts(hosted) == [1], worker.log
+    assert failed["data"]["error"]["code"] == "comfyui_failed"
+    assert len({json.dumps(call["json"]) for call in calls(hosted, job, "fail")}) == 1
+
+
+# SIGTERM
+
+
+def stop(box: Box, worker: Running) -> None:
+    with watched(box.children()) as children:
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(STOP_S) == 0, worker.log
+        assert all_gone(children)
+    assert box.children() == []
+
+
+@by_name([DOWNLOADING, BOOTING, RENDERING, ENCODING])
+def test_a_stop_ends_comfyui_and_hands_the_job_back_while(box: Box, moment: Moment) -> None:
+    worker, job = moment.hold(box)
+    stop(box, worker)
+    error = box.hosted.wait("fail", job)["data"]["error"]
+    assert (error["code"], error["retryable"]) == ("shutdown", True)
+    assert box.hosted.job(job)["state"] == "queued"
+    assert not spooled(box, job).exists()
+
+
+def test_a_stop_holds_its_time_with_a_frozen_comfyui_and_an_api_that_is_silent(box: Box) -> None:
+    worker, job = FROZEN.hold(box)
+    stop(box, worker)
+    kept = json.loads((spooled(box, job) / "outcome.json").read_text())
+    assert kept["body"]["error"]["code"] == "shutdown"
+
+
+def test_a_stop_while_uploading_keeps_the_film_and_reports_nothing(box: Box) -> None:
+    worker, job = UPLOADING.hold(box)
+    stop(box, worker)
+    assert (spooled(box, job) / "output.mp4").stat().st_size > 0
+    assert not calls(box.hosted, job, "fail")
+
+
+def test_a_stop_while_an_outcome_is_retried_keeps_the_outcome(box: Box) -> None:
+    worker, job = RETRYING.hold(box)
+    stop(box, worker)
+    kept = json.loads((spooled(box, job) / "outcome.json").read_text())
+    assert kept["verb"] == "complete"
+    assert kept["body"]["outputUrl"]
+    assert not calls(box.hosted, job, "fail")
+
+
+def test_a_stop_while_the_api_does_not_answer_a_claim_ends_clean(box: Box) -> None:
+    box.hosted.fault(CLAIM, blackhole=True)
+    box.add_job()
+    worker = box.start()
+    box.hosted.wait("fault")
+    stop(box, worker)
+
+
+# Several workers
+
+
+def test_two_workers_never_both_deliver_a_job(box: Box, tmp_path: Path) -> None:
+    hosted = box.hosted
+    (tmp_path / "second").mkdir()
+    boxes = [box, Box(tmp_path / "second", hosted)]
+    # Longer than the pause between polls, so that both are offered the same job.
+    hosted.fault(CLAIM, times=-1, delay=0.3)
+    workers = [
+        each.start(WORKER_ID=f"worker-{n}", POLL_INTERVAL_S="0.1") for n, each in enumerate(boxes)
+    ]
+    try:
+        for n in range(2):
+            hosted.wait("pending", where=lambda e, n=n: e["data"]["workerId"] == f"worker-{n}")
+        jobs = [box.add_job() for _ in range(6)]
+        for job in jobs:
+            hosted.wait("complete", job, timeout=60)
+    finally:
+        for worker in workers:
+            worker.signal(signal.SIGTERM)
+            worker.wait(STOP_S)
+    assert hosted.events("claim.rejected"), "they never wanted the same job"
+    rows = [hosted.job(job) for job in jobs]
+    assert [row["deliveries"] for row in rows] == [1] * 6
+    assert {row["worker"] for row in rows} == {"worker-0", "worker-1"}
+    assert Counter(e["job"] for e in hosted.events("blob.put")) == Counter(jobs)
