@@ -98,6 +98,11 @@ OUTPUT_CRF = 18
 NODE_STRIDE = 1000
 SAMPLER_NODE = "SamplerCustomAdvanced"
 
+# After three jobs in a row that failed for reasons of this box, the worker takes no more until a
+# probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
+UNFIT_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
+# A raw clip of pure noise, the worst there is: 138 MB at 1920x1088, measured on a real GPU.
+CLIP_BYTES_PER_PIXEL = 67
 DISK_FULL = "The disk of the rendering machine is full."
 MAX_FRAMES = 6
 MAX_PROMPT_CHARS = 8_000
@@ -180,6 +185,14 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+MACHINE_FAULTS = (
+    "comfyui_unavailable",
+    "comfyui_missing_node",
+    "comfyui_missing_model",
+    "gpu_out_of_memory",
+)
+
+
 class JobError(Exception):
     """Why a job cannot go on: one code of FAULTS, a detail for people, lines for the operator.
 
@@ -189,6 +202,11 @@ class JobError(Exception):
     def __init__(self, code: str, detail: str, *, again: bool = False, tail: str = "") -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail, self.again, self.tail = code, detail, again, tail
+
+    @property
+    def machine(self) -> bool:
+        """Whether this box is to blame, so that the next job would fail alike."""
+        return self.code in MACHINE_FAULTS or (self.code == "comfyui_failed" and self.again)
 
     def report(self) -> dict[str, object]:
         fault = FAULTS[self.code]
@@ -547,6 +565,12 @@ def render_size(size: Size) -> Size:
     return Size(width, height)
 
 
+def job_bytes(size: Size) -> int:
+    """Disk that the largest job may take: its frames, and each clip raw, trimmed and joined."""
+    clips = (MAX_FRAMES - 1) * size.width * size.height * CLIP_BYTES_PER_PIXEL
+    return MAX_FRAMES * MAX_FRAME_BYTES + 3 * clips
+
+
 def seed_for(job_id: str, clip: int, attempt: int) -> int:
     """The same job, clip and attempt always give the same noise.
 
@@ -659,21 +683,34 @@ def as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def missing_node(kind: str) -> JobError:
+    pack = NODE_PACKS.get(kind, "a newer ComfyUI")
+    return JobError("comfyui_missing_node", f"Node {kind} is missing; install {pack}.")
+
+
+def missing_model(name: object, folder: str) -> JobError:
+    told = f"Put {one_line(name, 120)} into ComfyUI's {folder}."
+    return JobError("comfyui_missing_model", told)
+
+
+def combo_options(declared: object) -> list[Any]:
+    """The choices of a combo input in either way /object_info tells them."""
+    kind, extra, *_ = [*as_list(declared), None, None]
+    return kind if isinstance(kind, list) else as_list(as_dict(extra).get("options"))
+
+
 def read_rejection(body: object) -> JobError:
     """What ComfyUI's refusal of a prompt means (POST /prompt, node_errors included)."""
     error = as_dict(as_dict(body).get("error"))
     if error.get("type") == "missing_node_type":
-        kind = one_line(as_dict(error.get("extra_info")).get("class_type"))
-        pack = NODE_PACKS.get(kind, "a newer ComfyUI")
-        return JobError("comfyui_missing_node", f"Node {kind} is missing; install {pack}.")
+        return missing_node(one_line(as_dict(error.get("extra_info")).get("class_type")))
     complaints = []
     for node in as_dict(as_dict(body).get("node_errors")).values():
         for problem in map(as_dict, as_list(as_dict(node).get("errors"))):
             extra = as_dict(problem.get("extra_info"))
             folder = MODEL_FOLDERS.get(str(extra.get("input_name")))
             if folder and problem.get("type") == "value_not_in_list":
-                name = one_line(extra.get("received_value"), 120)
-                return JobError("comfyui_missing_model", f"Put {name} into ComfyUI's {folder}.")
+                return missing_model(extra.get("received_value"), folder)
             told = f"{problem.get('message')} ({problem.get('details')})"
             complaints.append(f"{as_dict(node).get('class_type')}: {told}")
     told = "; ".join(complaints) or f"{error.get('message', body)} {error.get('details', '')}"
@@ -1693,7 +1730,22 @@ class Comfy:
                 continue
             if "already in use" in self.child.tail():
                 why = f"The port of {self.url} is held by another program; end it."
-            raise JobError("comfyui_unavailable", why, tail=self.child.tail())
+            # One that died may have been killed; one that is just slow would be slow again.
+            died = not self.child.alive
+            raise JobError("comfyui_unavailable", why, again=died, tail=self.child.tail())
+
+    def check_parts(self, workflow: Workflow) -> None:
+        """Raises JobError for a node class or a model file of the workflow that is missing."""
+        for node in workflow.values():
+            kind = node["class_type"]
+            info = as_dict(as_dict(self._get(f"/object_info/{kind}")).get(kind))
+            if not info:
+                raise missing_node(kind)
+            known = as_dict(as_dict(info.get("input")).get("required"))
+            for name, folder in MODEL_FOLDERS.items():
+                value = node["inputs"].get(name)
+                if value is not None and value not in combo_options(known.get(name)):
+                    raise missing_model(value, folder)
 
     def flush(self) -> None:
         """Empties the caches of a server that is not ours.
@@ -1863,11 +1915,12 @@ class ComfyFleet:
         self.settings, self.halt = settings, halt
         self.current: Comfy | None = None
         self.spare: Comfy | None = None
+        # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
+        self.is_standby = False
         self.told_foreign = False
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
-        self._drop_dead_spare()
         if self.spare is None:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
 
@@ -1881,8 +1934,7 @@ class ComfyFleet:
         if keep and self.current and self.current.child and self.current.child.alive:
             return self.current
         self.retire()
-        self._drop_dead_spare()
-        standby = self.spare is not None
+        standby, self.is_standby = self.is_standby, False
         self.warm()
         assert self.spare
         self.current, self.spare = self.spare, None
@@ -1898,19 +1950,11 @@ class ComfyFleet:
             return self.fresh(again)
         return self.current
 
-    def _drop_dead_spare(self) -> None:
-        """Makes room for a new one when the spare has died, or was not ours to keep."""
-        if self.spare and self.spare.child and not self.spare.child.alive:
-            told = f"It ended ({self.spare.child.last_words()}).\n{self.spare.tail()}"
-            say("standby_failed", told, logging.WARNING)
-            self.spare = None
-        elif self.spare and not self.spare.child:
-            self.spare = None
-
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
         wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
         if wanted and self.current and self.current.child:
+            self.is_standby = True
             self.warm()
 
     def retire(self) -> None:
@@ -1923,7 +1967,7 @@ class ComfyFleet:
         self.retire()
         if self.spare:
             self.spare.end()
-        self.spare = None
+        self.spare, self.is_standby = None, False
 
     def _find_foreign(self) -> Comfy | None:
         comfy = Comfy(self.settings.comfyui_url, self.halt)
@@ -2017,6 +2061,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.trouble = ""
         self.begin("")
 
     def begin(self, job_id: str) -> None:
@@ -2041,7 +2086,7 @@ class Progress:
             eta = round(spent * (100 / self.percent - 1)) if self.percent >= 5 else None
             counts = {"clip": self.clip, "clips": self.clips, "step": self.step}
             return {
-                "stage": self.stage if self.job_id else "idle",
+                "stage": self.stage if self.job_id else self._idle_stage(),
                 **counts,
                 "steps": self.steps,
                 "percent": self.percent,
@@ -2049,9 +2094,12 @@ class Progress:
                 "lastProgressAt": format_utc(self.touched),
             }
 
+    def _idle_stage(self) -> str:
+        return f"degraded: {self.trouble}" if self.trouble else "idle"
+
     def sentence(self) -> str:
         if not self.job_id:
-            return "idle"
+            return self._idle_stage()
         now = self.snapshot()
         where = f"clip {now['clip']}/{now['clips']} " if now["clip"] else ""
         step = f"step {now['step']}/{now['steps']} " if now["stage"] == "rendering" else ""
@@ -2070,6 +2118,16 @@ class Studio:
         self.seconds: dict[str, list[float]] = {}
         # A worker keeps a ComfyUI waiting for the next job; who makes one film does not.
         self.expects_more = False
+
+    def probe(self) -> None:
+        """Raises JobError unless a ComfyUI boots and has all parts of the workflow."""
+        try:
+            shot = Shot(0, "first.png", "last.png", "", 0, "probe", render_size(self.settings.size))
+            self.fleet.fresh().check_parts(build_workflow(shot, self.settings))
+        except Unavailable as error:
+            raise JobError("comfyui_unavailable", one_line(error)) from error
+        finally:
+            self.fleet.stop()
 
     @contextlib.contextmanager
     def stage(self, name: str, job: Job, **fields: object) -> Iterator[None]:
@@ -2336,7 +2394,8 @@ class Heartbeat:
 
     def tick(self) -> None:
         job_id, sent = self.progress.job_id, time.monotonic()
-        status = "draining" if self.halt.stopping else "busy" if job_id else "idle"
+        status = "degraded" if self.progress.trouble else "busy" if job_id else "idle"
+        status = "draining" if self.halt.stopping else status
         body = {"status": status, "jobId": job_id or None, "progress": self.progress.snapshot()}
         try:
             answer = self.api.heartbeat(body)
@@ -2373,6 +2432,8 @@ class Worker:
         self.outage = Outage("api")
         self.parked: dict[str, tuple[int, float]] = {}
         self.idle_since = time.monotonic()
+        self.machine_failures: list[JobError] = []
+        self.probe_due = 0.0
         self.told_claim = False
         self.ignored: object = None
         self.delivered = 0
@@ -2419,6 +2480,10 @@ class Worker:
         """What waits in the spool, else one poll and its job; True when there was a job."""
         if not self.heartbeat.alive:
             raise RuntimeError("the heartbeat thread has died")
+        if self._is_unfit():
+            self._take_up_parked(render=False)
+            self.halt.wait(self.settings.poll_interval)
+            return False
         if self._take_up_parked():
             return True
         try:
@@ -2434,6 +2499,46 @@ class Worker:
             return True
         self._rest(answer.get("nextPollSec"))
         return False
+
+    def _is_unfit(self) -> bool:
+        """Whether this box should take no job now; says so once, and once when it is over."""
+        trouble = self._find_trouble()
+        if trouble and not self.progress.trouble:
+            told = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
+            say("degraded", told, logging.ERROR)
+        elif self.progress.trouble and not trouble:
+            say("fit_again")
+        self.progress.trouble = trouble.code if trouble else ""
+        return bool(trouble)
+
+    def _find_trouble(self) -> JobError | None:
+        free = shutil.disk_usage(self.settings.state_dir).free
+        needed = job_bytes(self.settings.size)
+        if free < needed:
+            told = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
+            return JobError("media_failed", told)
+        if len(self.machine_failures) < UNFIT_AFTER:
+            return None
+        if time.monotonic() >= self.probe_due:
+            try:
+                self.studio.probe()
+                self.machine_failures.clear()
+                return None
+            except JobError as error:
+                if error.code == "shutdown":
+                    raise
+                self._note_machine(error)
+        return self.machine_failures[-1]
+
+    def _note_machine(self, error: JobError | None) -> None:
+        """Counts failures of this box in a row; a bad job never counts, a film ends the row."""
+        if error is None:
+            self.machine_failures.clear()
+        elif error.machine:
+            self.machine_failures.append(error)
+            beyond = max(0, len(self.machine_failures) - UNFIT_AFTER)
+            pause = min(PROBE_CAP, PROBE_FIRST * 2 ** min(beyond, 16)) * self.settings.poll_interval
+            self.probe_due = time.monotonic() + pause
 
     def _on_tick(self) -> None:
         if self.heartbeat.alive or not self.heartbeat.thread.ident:
@@ -2524,10 +2629,10 @@ class Worker:
         self.parked.pop(job.id, None)
         job.remove()
 
-    def _take_up_parked(self) -> bool:
+    def _take_up_parked(self, render: bool = True) -> bool:
         """Goes on with what waits in the spool: from the last run, or because a side was down.
 
-        True when a job was worked on or delivered.
+        True when a job was worked on or delivered. Without `render` only finished films are.
         """
         before = set(self.parked)
         for job_id, (_, due) in list(self.parked.items()):
@@ -2537,7 +2642,7 @@ class Worker:
                 continue
             if job.outcome.exists():
                 self._deliver(job, retries=0)
-            elif self._is_ours(job):
+            elif (render or job.output.exists()) and self._is_ours(job):
                 self._work(job)
         return bool(before - set(self.parked))
 
@@ -2550,8 +2655,10 @@ class Worker:
         self.studio.seconds.clear()
         try:
             self._make(job)
+            self._note_machine(None)
             self._deliver(job, OUTCOME_RETRIES)
         except JobError as error:
+            self._note_machine(error)
             self._fail(job, error)
         except Exception as error:
             log.exception("unexpected job=%s", job.id)
