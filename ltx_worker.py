@@ -2883,6 +2883,7 @@ def with_worker_id(settings: Settings) -> Settings:
     """WORKER_ID, or one made at the first start and kept."""
     if settings.worker_id:
         return settings
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = settings.state_dir / "worker-id"
     if not path.exists():
         path.with_suffix(".part").write_text(f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}")
@@ -2893,6 +2894,7 @@ def with_worker_id(settings: Settings) -> Settings:
 def check_tools() -> None:
     """Raises ConfigError for programs that are missing on this machine."""
     packages = {"ffmpeg": "ffmpeg", "ffprobe": "ffmpeg", "setpriv": "util-linux"}
+    packages["choom"] = "util-linux"
     missing = {pack for tool, pack in packages.items() if not shutil.which(tool)}
     if missing:
         raise ConfigError(*(f"{pack} is missing: sudo apt install {pack}" for pack in missing))
@@ -2935,6 +2937,9 @@ def render_command(options: argparse.Namespace) -> int:
         options.prompt *= len(options.frames) - 1
     if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
         raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
+    for frame in options.frames:
+        if not Path(frame).is_file():
+            raise UsageError(f"{frame}: there is no such picture")
     handler = start_logging(settings)
     check_tools()
     halt, progress = Halt(), Progress()
@@ -2958,6 +2963,7 @@ def render_command(options: argparse.Namespace) -> int:
             studio.fleet.stop()
             handler.draw("")
         shutil.copyfile(job.output, options.output)
+        options.output.chmod(0o644)
     print(options.output)
     return 0
 
@@ -2983,26 +2989,37 @@ def status_command(options: argparse.Namespace) -> int:
     """Tells what the running worker is doing, from its state folder."""
     settings = Settings.load(read_environ(), needed=())
     status = read_json(settings.state_dir / "status.json")
-    try:
-        with state_folder(settings):
-            status = {"lastOutcomes": as_list(status.get("lastOutcomes")), "running": False}
-    except ConfigError:
-        status["running"] = True
+    if not holds_lock(status.get("pid"), settings.state_dir):
+        status = {"lastOutcomes": as_list(status.get("lastOutcomes"))}
+    status["running"] = "pid" in status
     status["waiting"] = sorted(path.name for path in settings.state_dir.glob("jobs/*"))
-    if options.json:
-        print(json.dumps(status, indent=1))
-    elif status["running"]:
-        now = as_dict(status.get("progress"))
-        where = f"clip {now.get('clip')}/{now.get('clips')}, step {now.get('step')}"
-        print(f"job {status.get('jobId')}: {now.get('stage')}, {where}, {now.get('percent')} %")
-        print(f"last heartbeat {status.get('lastHeartbeatAt')}")
-    else:
-        print(f"No worker runs on {settings.state_dir}.")
-    if not options.json:
-        for done in map(as_dict, as_list(status.get("lastOutcomes"))):
-            print(f"{done.get('at')} job {done.get('jobId')}: {done.get('outcome')}")
-        print(f"in the spool: {', '.join(status['waiting']) or 'nothing'}")
+    print(json.dumps(status, indent=1) if options.json else describe_status(status))
     return 0
+
+
+def holds_lock(pid: object, state_dir: Path) -> bool:
+    """Whether the process is a worker of this folder, without touching the lock itself."""
+    with contextlib.suppress(OSError):
+        lock = os.path.realpath(state_dir / "lock")
+        return any(os.path.realpath(file) == lock for file in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def describe_status(status: Mapping[str, Any]) -> str:
+    now = as_dict(status.get("progress"))
+    lines = ["No worker runs."]
+    if status["running"] and status.get("jobId"):
+        where = f"clip {now.get('clip')}/{now.get('clips')}, step {now.get('step')}"
+        eta = f", about {now['etaSec']} s left" if now.get("etaSec") is not None else ""
+        doing = f"{now.get('stage')}, {where}, {now.get('percent')} %{eta}"
+        lines = [f"job {status['jobId']}: {doing}"]
+    elif status["running"]:
+        lines = [f"{now.get('stage')}"]
+    if status["running"]:
+        lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}")
+    for done in map(as_dict, status["lastOutcomes"]):
+        lines.append(f"{done.get('at')} job {done.get('jobId')}: {done.get('outcome')}")
+    return "\n".join([*lines, f"in the spool: {', '.join(status['waiting']) or 'nothing'}"])
 
 
 class Finding(NamedTuple):
@@ -3019,13 +3036,17 @@ def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
     try:
         settings = Settings.load(environ)
         redact.hide(settings.secrets)
-        yield Finding("settings", "OK", "all there")
-        check_tools()
-        yield Finding("programs", "OK", "ffmpeg, ffprobe, setpriv")
     except ConfigError as error:
         for problem in error.problems:
-            yield Finding("settings", "FAIL", problem, "correct it in .env")
+            yield Finding("settings", "FAIL", problem, "correct it in .env, then ask again")
         return
+    yield Finding("settings", "OK", "all there")
+    try:
+        check_tools()
+    except ConfigError as error:
+        yield from (Finding("programs", "FAIL", told, told) for told in error.problems)
+        return
+    yield Finding("programs", "OK", "ffmpeg, ffprobe, setpriv, choom")
     halt = Halt()
     yield examine_api(with_worker_id(settings), halt)
     yield examine_blob(settings, halt)
@@ -3038,9 +3059,9 @@ def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
     told = "nvidia-smi tells of no GPU"
     yield Finding("gpu", "OK", str(gpu["name"])) if gpu else Finding("gpu", "WARN", told)
     if Comfy(settings.comfyui_url, halt).answers():
-        told = f"one runs at {settings.comfyui_url}; it will be used and never ended"
+        told = f"one answers at {settings.comfyui_url}"
     else:
-        told = f"will be booted from {settings.comfyui_dir}"
+        told = f"will be booted from {settings.comfyui_dir}; whether it boots is not tried"
     yield Finding("comfyui", "OK", told)
 
 
@@ -3059,8 +3080,10 @@ def examine_api(settings: Settings, halt: Halt) -> Finding:
 def examine_blob(settings: Settings, halt: Halt) -> Finding:
     try:
         found = Blob(settings, halt).holds("spatial-story/output/doctor.mp4")
-    except (Unavailable, Verdict) as error:
+    except Verdict as error:
         return Finding("blob", "FAIL", one_line(error), "check BLOB_READ_WRITE_TOKEN")
+    except Unavailable as error:
+        return Finding("blob", "FAIL", one_line(error), f"curl -i {settings.blob_api_url}")
     return Finding("blob", "OK", f"the store answers{', a probe is there' if found else ''}")
 
 

@@ -52,8 +52,16 @@ def test_status_tells_of_a_job_while_it_renders_and_says_when_nobody_works(box: 
     assert "in the spool: nothing" in output
 
 
-def test_the_doctor_finds_nothing_wrong_with_a_good_box(box: Box) -> None:
-    code, found = findings(box)
+def test_status_knows_an_idle_worker(box: Box) -> None:
+    box.start("run")
+    box.hosted.wait("heartbeat", after=box.hosted.wait("heartbeat")["seq"])
+    code, output = ask(box, "status")
+    assert code == 0
+    assert output.startswith("idle\nlast heartbeat 2")
+
+
+def test_the_doctor_finds_nothing_wrong_with_a_good_box_that_never_ran(box: Box) -> None:
+    code, found = findings(box, WORKER_ID="")
     assert code == 0, found
     assert {name: finding["status"] for name, finding in found.items()} == {
         **dict.fromkeys(("settings", "programs", "api", "blob", "watermark", "comfyui"), "OK"),

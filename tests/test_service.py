@@ -122,7 +122,6 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
         ("KillMode", "mixed"),
         ("OOMPolicy", "continue"),
         ("WatchdogSec", "60"),
-        ("StateDirectory", "ltx-worker"),
         ("UMask", "0077"),
         ("NoNewPrivileges", "yes"),
         ("RestrictNamespaces", "yes"),

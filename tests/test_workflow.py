@@ -37,7 +37,9 @@ Inputs = Json
 
 FACTS = ROOT.parent / "shared" / "facts" / "comfyui-nodes.json"
 REFERENCE = ROOT / "workflows" / "ltx23_flf2v_api.json"
-SOURCES = [f"{where} {version}" for where in ("look-alike", "measured") for version in VERSIONS]
+# The measured schemas lie beside the repository where it is developed and checked, not elsewhere.
+PLACES = ("look-alike", "measured") if FACTS.exists() else ("look-alike",)
+SOURCES = [f"{where} {version}" for where in PLACES for version in VERSIONS]
 CLIPS = range(5)
 SIZES = {"landscape": Size(1920, 1088), "portrait": Size(1088, 1920)}
 SIGMAS = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0]
