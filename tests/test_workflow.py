@@ -101,8 +101,6 @@ def schemas_of(where: str) -> Json:
 
 
 def measured_schemas(version: str) -> Json:
-    if not FACTS.is_file():
-        pytest.skip(f"the schemas measured on real servers are not on this machine: {FACTS}")
     nodes = json.loads(FACTS.read_text())[version]
     return {name: read_measured(node) for name, node in nodes.items()}
 
