@@ -1,6 +1,6 @@
 # Each target sets up what it needs by itself; a second run finds it done.
 PYTHON := .venv/bin/python
-.PHONY: demo test lint
+.PHONY: demo test lint chaos
 
 demo:
 	@.ci/setup ffmpeg
@@ -15,3 +15,8 @@ lint:
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy --strict
+
+# Some ten minutes of everything dying at any moment; it is no part of the tests.
+chaos:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m bench.chaos

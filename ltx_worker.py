@@ -31,6 +31,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import http.cookiejar
 import io
 import ipaddress
 import json
@@ -57,7 +58,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
-from urllib.parse import quote, quote_plus, urljoin, urlsplit
+from urllib.parse import quote, quote_plus, urlencode, urljoin, urlsplit
 
 import dotenv
 import ffmpeg
@@ -119,7 +120,7 @@ OUTCOME_RETRIES = 3
 CLAIM_TRIES = 4
 PARKED_CAP_S = 300.0
 BLOB_API_VERSION = "12"
-BLOB_TRIES = 6
+BLOB_TRIES = 4
 BLOB_CACHE_S = 2_592_000
 BLOB_CALL_S = 60.0
 # An upload may take a minute, and longer the bigger it is: 1 Mbit/s is the slowest worth it.
@@ -131,7 +132,7 @@ MAX_CLIP_BYTES = 2 * 2**30
 BOOT_POLL_S = 0.1
 HISTORY_POLL_S = 1.0
 COMFY_CALL_S = 5.0
-END_GRACE_S = 4.0
+END_GRACE_S, UNKILLABLE_S = 3.0, 3.0
 LOG_TAIL_LINES = 40
 KEPT_LOGS = 10
 WATERMARK_WIDTH, WATERMARK_MARGIN = 0.2, 0.02
@@ -477,11 +478,11 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     """Seconds from a Retry-After (or Date) header, as a number or from its date."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
         return float(value)
     try:
         return email.utils.parsedate_to_datetime(value).timestamp() - now
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -882,10 +883,8 @@ class Halt:
         self._bell.setblocking(False)
         self._ear.setblocking(False)
         self._clock = clock
-        self._limits: list[tuple[float, JobError]] = []
-        # Both belong to one job, so that a late word about the last one cannot end the next.
-        self._verdict: tuple[str, JobError] | None = None
-        self._lease: tuple[str, float] = ("", math.inf)
+        self._lock = threading.Lock()
+        self._ends: dict[str, tuple[float, JobError]] = {}
         self.job_id = ""
         self.stopping = False
         self.on_tick: Callable[[], None] = lambda: None
@@ -894,56 +893,64 @@ class Halt:
         with contextlib.suppress(BlockingIOError):
             self._bell.send(b"!")
 
-    def stop(self) -> None:
-        """Drain and exit. Safe in a signal handler."""
-        self.stopping = True
-        self._ring()
-
-    def begin(self, job_id: str) -> None:
-        """From here on the waits end with this job; "" for none. A stop is never forgotten."""
-        self.job_id = job_id
-
-    def give_up(self, job_id: str, reason: JobError) -> None:
-        """Ends that job. Safe from any thread."""
-        self._verdict = (job_id, reason)
-        self._ring()
-
-    def hold_lease(self, job_id: str, seconds: float) -> None:
-        """That job is ours for so long, unless this is called again. Safe from any thread."""
-        self._lease = (job_id, self._clock() + seconds)
-        self._ring()
-
-    @property
-    def lease_end(self) -> float:
-        return self._lease[1] if self.job_id and self._lease[0] == self.job_id else math.inf
-
     def _hush(self) -> None:
         """Takes the rings away; what they announced is in the fields that check() reads."""
         with contextlib.suppress(BlockingIOError):
             while self._ear.recv(4096):
                 pass
 
-    def check(self) -> None:
-        """Raises the JobError that ends the work, if there is one."""
-        if self.job_id and self._verdict and self._verdict[0] == self.job_id:
-            raise self._verdict[1]
-        if self.stopping:
-            raise JobError("shutdown", "")
-        if self._clock() >= self.lease_end:
-            raise LeaseLost
-        for moment, reason in self._limits:
-            if self._clock() >= moment:
-                raise reason
+    def stop(self) -> None:
+        """Drain and exit. Takes no lock, so it is safe in a signal handler."""
+        self.stopping = True
+        self._ring()
+
+    def begin(self, job_id: str) -> None:
+        """From here on the waits end with this job. What ended the one before is forgotten."""
+        with self._lock:
+            self.job_id = job_id
+            self._ends.pop("cancel", None)
+            self._ends.pop("lease", None)
+
+    def end(self) -> None:
+        self.begin("")
+
+    def _end_at(self, job_id: str, why: str, moment: float, reason: JobError) -> None:
+        """A word about a job that is no longer in hand comes too late to end another."""
+        with self._lock:
+            if job_id and job_id == self.job_id:
+                self._ends[why] = (moment, reason)
+        self._ring()
+
+    def give_up(self, job_id: str, reason: JobError) -> None:
+        """Ends that job at once. Safe from any thread."""
+        self._end_at(job_id, "cancel", 0.0, reason)
+
+    def hold_lease(self, job_id: str, seconds: float) -> None:
+        """That job is ours for so long, unless this is called again. Safe from any thread."""
+        self._end_at(job_id, "lease", self._clock() + seconds, LeaseLost())
 
     @contextlib.contextmanager
-    def limit(self, seconds: float, reason: JobError) -> Iterator[None]:
+    def limit(self, name: str, seconds: float, reason: JobError) -> Iterator[None]:
         """Within this block every wait ends with `reason` when `seconds` have passed."""
-        entry = (self._clock() + seconds, reason)
-        self._limits.append(entry)
+        with self._lock:
+            self._ends[name] = (self._clock() + seconds, reason)
         try:
             yield
         finally:
-            self._limits.remove(entry)
+            with self._lock:
+                del self._ends[name]
+
+    def _next_end(self) -> tuple[float, JobError | None]:
+        with self._lock:
+            return min(self._ends.values(), key=lambda end: end[0], default=(math.inf, None))
+
+    def check(self) -> None:
+        """Raises the JobError that ends the work, if there is one."""
+        if self.stopping:
+            raise JobError("shutdown", "")
+        moment, reason = self._next_end()
+        if reason and self._clock() >= moment:
+            raise reason
 
     def wait(self, seconds: float = math.inf, *files: Any) -> list[Any]:
         """Waits for time or files; returns the readable files. Raises JobError when halted."""
@@ -951,8 +958,8 @@ class Halt:
         while True:
             self.check()
             self.on_tick()
-            soonest = min([end, self.lease_end, *(moment for moment, _ in self._limits)])
-            left = max(0.0, min(soonest - self._clock(), self.TICK_S))
+            left = min(end, self._next_end()[0]) - self._clock()
+            left = max(0.0, min(left, self.TICK_S))
             ready = select.select([self._ear, *files], [], [], left)[0]
             if self._ear in ready:
                 self._hush()
@@ -962,10 +969,12 @@ class Halt:
                 self.check()
                 return []
 
-    def call(self, work: Callable[[], T]) -> T:
+    def call(self, work: Callable[[], T], seconds: float, *, last: bool = False) -> T:
         """Runs blocking work in a thread of its own, so that it never delays a stop.
 
-        When halted the work is left behind; it ends by its own time limits, or with the process.
+        Raises Unavailable after `seconds`, which no trickle of bytes prolongs, or JobError when
+        halted; the work is left behind then and ends by its own limits, or with the process.
+        last: the last words of a worker that stops, which a stop does not end.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         ear, bell = socket.socketpair()
@@ -980,8 +989,13 @@ class Halt:
 
         with ear:
             threading.Thread(target=run, name="call", daemon=True).start()
-            self.wait(math.inf, ear)
+            done = select.select([ear], [], [], seconds)[0] if last else self.wait(seconds, ear)
+        if not done:
+            raise Unavailable(f"no answer within {seconds:g} s")
         return future.result()
+
+
+NOT_JSON = object()
 
 
 class Reply(NamedTuple):
@@ -996,10 +1010,13 @@ class Reply(NamedTuple):
         return 200 <= self.status < 300
 
     @property
-    def is_page(self) -> bool:
-        """An edge's HTML page; it says nothing about the call, whatever its status."""
+    def is_opaque(self) -> bool:
+        """An edge's answer, not the API's: a page at any status, text as a success or a 404."""
         kind = self.headers.get("content-type", "").lower()
-        return "html" in kind or self.body.lstrip()[:1] == b"<"
+        if "html" in kind or self.body.lstrip().startswith(b"<"):
+            return True
+        is_text = bool(self.body.strip()) and self.json_or(NOT_JSON) is NOT_JSON
+        return is_text and (self.ok or self.status == 404)
 
     def json_or(self, default: T) -> Any | T:
         """The body's JSON, or `default` when it is none or nested too deeply for the parser."""
@@ -1041,6 +1058,7 @@ class Http:
         self.session = PlainSession()
         self.session.auth = auth or HeaderAuth()
         self.session.trust_env = proxies
+        self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         self.session.headers["user-agent"] = f"ltx-worker/{VERSION}"
 
     def exchange(
@@ -1090,8 +1108,9 @@ class QueueApi:
     """The hosted queue, one method a call.
 
     A 2xx is taken; 404, 409, 410 and 422 are verdicts. Everything else (429, 5xx, no connection,
-    an HTML page at any status) is Unavailable: the caller tries again, first after about 1 s,
-    then twice as long each time, at most 60 s, and never earlier than Retry-After says.
+    a page or text instead of JSON at any status) is Unavailable: the caller tries again, first
+    after about 1 s, then twice as long each time, at most 60 s, and never earlier than Retry-After
+    says.
     """
 
     VERDICTS = (404, 409, 410, 422)
@@ -1104,18 +1123,18 @@ class QueueApi:
     def lease_seconds(self, answer: Mapping[str, Any]) -> float | None:
         """How long `leaseUntil` still lasts by the API's own clock, on which ours may not agree."""
         end = parse_utc(answer.get("leaseUntil"))
-        return None if end is None else end - time.time() - self.skew
+        # The Date header that the skew comes from is cut to whole seconds.
+        return None if end is None else end - time.time() - self.skew - 1.0
 
     def _call(self, method: str, path: str, absent: Sequence[int] = (), **options: Any) -> Any:
         """absent: statuses, even of a page, that mean that this API does not have the call."""
         url = f"{self.settings.api_url}/api/videogen/{path}"
         if self.halt is None:
-            reply = self.http.exchange(method, url, **options)
-        elif self.halt.stopping:
-            reply = self.http.exchange(method, url, seconds=DRAIN_CALL_S, **options)
-        else:
-            reply = self.halt.call(lambda: self.http.exchange(method, url, **options))
-        return self._read(reply, absent)
+            return self._read(self.http.exchange(method, url, **options), absent)
+        last = self.halt.stopping
+        seconds = DRAIN_CALL_S if last else CONNECT_S + READ_S
+        work = functools.partial(self.http.exchange, method, url, **options)
+        return self._read(self.halt.call(work, seconds, last=last), absent)
 
     def _read(self, reply: Reply, absent: Sequence[int]) -> Any:
         told = one_line(reply.body.decode(errors="replace"), 200)
@@ -1124,14 +1143,14 @@ class QueueApi:
         if 300 <= reply.status < 400:
             target = one_line(reply.headers.get("location"), 100)
             raise Unavailable(f"it redirects to {target}; set API_URL to the final address")
-        if reply.status in (401, 403) and not reply.is_page:
+        if reply.status in (401, 403) and not reply.is_opaque:
             raise ConfigError(
                 f"The API at {self.settings.api_url} refused VIDEOGEN_WORKER_SECRET "
                 f"({reply.status}): set the same secret here and there."
             )
-        if reply.status in absent or (reply.status in self.VERDICTS and not reply.is_page):
+        if reply.status in absent or (reply.status in self.VERDICTS and not reply.is_opaque):
             raise Verdict(reply.status, told)
-        if not reply.ok or reply.is_page:
+        if not reply.ok or reply.is_opaque:
             raise Unavailable(f"status {reply.status}: {told}", reply.retry_after())
         return reply.json_or(None)
 
@@ -1163,6 +1182,10 @@ class QueueApi:
     ) -> Any:
         body = {"workerId": self.settings.worker_id, **body}
         return self._call("PATCH", f"{job_id}/{verb}", absent, json=body)
+
+
+def upload_seconds(size: int) -> float:
+    return UPLOAD_GRACE_S + size / SLOWEST_UPLOAD
 
 
 class Slice:
@@ -1225,7 +1248,7 @@ class Blob:
     def put(self, path: Path, pathname: str, on_sent: Callable[[int, int], None]) -> str:
         """Uploads a file and returns its URL.
 
-        Six tries over about a minute. Each begins with a look at what is there, because a try
+        Four tries over some seconds. Each begins with a look at what is there, because a try
         that seemed to fail may have landed. Raises Unavailable when no try got through, Verdict
         for a refusal, JobError when halted.
         """
@@ -1321,7 +1344,7 @@ class Blob:
     def _slice(
         self, file: IO[bytes], start: int, size: int, on_sent: Callable[[int], None]
     ) -> Slice:
-        deadline = time.monotonic() + UPLOAD_GRACE_S + size / SLOWEST_UPLOAD
+        deadline = time.monotonic() + upload_seconds(size)
 
         def check(sent: int) -> None:
             self.halt.check()
@@ -1341,16 +1364,10 @@ class Blob:
     ) -> dict[str, Any]:
         url = f"{self.settings.blob_api_url}{path}"
         fixed = {"x-api-version": BLOB_API_VERSION, "x-vercel-blob-store-id": self.store}
-        reply = self.halt.call(
-            lambda: self.http.exchange(
-                method,
-                url,
-                params=params,
-                headers={**fixed, **headers},
-                seconds=BLOB_CALL_S,
-                **body,
-            )
-        )
+        work = functools.partial(self.http.exchange, method, url, params=params, **body)
+        headers = {**fixed, **headers}
+        longest = CONNECT_S + BLOB_CALL_S + upload_seconds(len(body.get("data", b"")))
+        reply = self.halt.call(lambda: work(headers=headers, seconds=BLOB_CALL_S), longest)
         if not reply.ok:
             raise read_blob_error(reply)
         answer = reply.json_or(None)
@@ -1383,7 +1400,15 @@ def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str
     if private and not named:
         fix = "allow it with FRAME_HOSTS, if it is yours"
         raise Refused(f"{host} is at a private address; {fix}")
-    return socket.create_connection((addresses[0], port), timeout)
+    return connect_first(addresses, port, timeout)
+
+
+def connect_first(addresses: Sequence[str], port: int, timeout: float) -> socket.socket:
+    """A connection to the first of the addresses that takes one."""
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((address, port), timeout)
+    return socket.create_connection((addresses[-1], port), timeout)
 
 
 class FrameAdapter(HTTPAdapter):
@@ -1444,7 +1469,8 @@ class FrameHost:
             reply = self._get(url, path)
             if not 300 <= reply.status < 400:
                 break
-            url = urljoin(url, reply.headers.get("location", ""))
+            with contextlib.suppress(ValueError):
+                url = urljoin(url, reply.headers.get("location", ""))
         else:
             raise Refused(f"it redirects more than {FRAME_REDIRECTS} times")
         if reply.status in (408, 425, 429) or reply.status >= 500:
@@ -1455,11 +1481,30 @@ class FrameHost:
     def _get(self, url: str, path: Path) -> Reply:
         options: dict[str, Any] = {"limit": MAX_FRAME_BYTES, "seconds": FRAME_SECONDS}
         with path.open("wb") as file:
-            return self.halt.call(lambda: self.http.exchange("GET", url, sink=file, **options))
+            work = functools.partial(self.http.exchange, "GET", url, sink=file, **options)
+            return self.halt.call(work, CONNECT_S + FRAME_SECONDS)
 
 
 class ToolFailed(Exception):
     """ffmpeg or ffprobe ended with an error; the text is its last lines."""
+
+
+# What becomes the program: it asks to die with the worker, makes sure that the worker had not died
+# before it could ask, and takes its place behind the desktop and, for the kernel in need of
+# memory, before the worker.
+LAUNCHER = """
+import ctypes, os, sys
+parent, niceness, oom_score = map(int, sys.argv[1:4])
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+if os.getppid() != parent:
+    sys.exit("the worker is gone")
+os.nice(niceness)
+if oom_score:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(oom_score))
+os.execvp(sys.argv[4], sys.argv[4:])
+"""
 
 
 class Child:
@@ -1470,11 +1515,13 @@ class Child:
     """
 
     def __init__(
-        self, command: Sequence[str], settings: Settings, output: IO[bytes], cwd: Path | None = None
-    ) -> None:
+        self, command: Sequence[str], settings: Settings, output: IO[bytes],
+        cwd: Path | None = None, niceness: int = 0, oom_score: int = 0,
+    ) -> None:  # fmt: skip
         self.output = output
+        conditions = map(str, (os.getpid(), niceness, oom_score))
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command],
+            [sys.executable, "-I", "-S", "-c", LAUNCHER, *conditions, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -1490,21 +1537,28 @@ class Child:
 
     def finish(self, halt: Halt) -> int:
         """Waits for the program's own end and returns its exit code."""
-        halt.wait(math.inf, self.pidfd)
+        if self.pidfd >= 0:
+            halt.wait(math.inf, self.pidfd)
         self.end()
         return self.process.returncode
+
+    def ask_to_end(self) -> None:
+        if self.alive:
+            os.killpg(self.process.pid, signal.SIGTERM)
 
     def end(self, grace: float = 0.0) -> None:
         """Ends the whole group: SIGTERM, after `grace` seconds SIGKILL. Safe to call twice."""
         if self.pidfd < 0:
             return
-        if grace and self.alive:
-            os.killpg(self.process.pid, signal.SIGTERM)
+        if grace:
+            self.ask_to_end()
             select.select([self.pidfd], [], [], grace)
         # Not reaped yet, so the group's number cannot have been given to anybody else.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        # A process that the driver holds cannot be waited for; systemd's cgroup keeps it in sight.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(UNKILLABLE_S)
         os.close(self.pidfd)
         self.pidfd = -1
 
@@ -1512,6 +1566,8 @@ class Child:
         """How an ended program ended, for people."""
         self.end()
         code = self.process.returncode
+        if code is None:
+            return "it cannot be ended"
         if code == -signal.SIGKILL:
             return "killed; the machine may have run out of memory"
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
@@ -1539,7 +1595,7 @@ class Media:
 
     def start(self, command: Sequence[str]) -> Child:
         output = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the child)
-        return Child(["nice", "-n", "10", *command], self.settings, output)
+        return Child(command, self.settings, output, niceness=10)
 
     def finish(self, child: Child) -> None:
         """Raises ToolFailed with the last lines when the program did not succeed."""
@@ -1757,7 +1813,8 @@ class Comfy:
 
     def _post(self, path: str, **options: Any) -> Reply:
         url = f"{self.url}{path}"
-        return self.halt.call(lambda: self.http.exchange("POST", url, seconds=30.0, **options))
+        work = functools.partial(self.http.exchange, "POST", url, seconds=30.0, **options)
+        return self.halt.call(work, 60.0)
 
     def upload(self, path: Path, name: str) -> str:
         """Uploads an image and returns the name the workflow has to use."""
@@ -1769,18 +1826,18 @@ class Comfy:
         folder = answer.get("subfolder") or ""
         return f"{folder}/{answer['name']}" if folder else str(answer["name"])
 
-    def submit(self, workflow: Workflow) -> str:
-        """Queues the prompt under an id of ours. Raises JobError when it is refused."""
-        prompt_id = str(uuid.uuid4())
+    def submit(self, workflow: Workflow, prompt_id: str) -> None:
+        """Queues the prompt. Raises JobError when it is refused."""
         body = {"prompt": workflow, "prompt_id": prompt_id, "client_id": self.client_id}
         # VHS would leave a picture beside every clip.
         extra = {"extra_pnginfo": {"workflow": {"extra": {"VHS_MetadataImage": False}}}}
         reply = self._post("/prompt", json={**body, "extra_data": extra})
         answer = reply.json_or(reply.body.decode(errors="replace"))
         # 200 with node_errors means that a part of the graph was dropped.
+        if reply.status >= 500:
+            raise ComfyLost(f"it answered the prompt with status {reply.status}")
         if not reply.ok or as_dict(answer).get("node_errors"):
             raise read_rejection(answer)
-        return str(as_dict(answer).get("prompt_id", prompt_id))
 
     def render(self, workflow: Workflow, on_step: Callable[[int], None]) -> dict[str, Any]:
         """Runs a prompt to its end and returns its outputs. Raises JobError, ComfyLost.
@@ -1789,9 +1846,11 @@ class Comfy:
         process; the websocket is a hint, the history is the truth.
         """
         with contextlib.closing(Listener(self.url, self.client_id)) as listener:
-            prompt_id = self.submit(workflow)
+            # A lower-case UUID: ComfyUI 0.27 takes nothing else.
+            prompt_id = str(uuid.uuid4())
             sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
             try:
+                self.submit(workflow, prompt_id)
                 while not (record := self._look(listener, prompt_id, sampler, on_step)):
                     pass
             except JobError:
@@ -1834,7 +1893,7 @@ class Comfy:
         wishes = {"/interrupt": {"prompt_id": prompt_id}, "/queue": {"delete": [prompt_id]}}
         with contextlib.suppress(Unavailable):
             for path, wish in wishes.items():
-                self.http.exchange("POST", f"{self.url}{path}", seconds=2.0, json=wish)
+                self.http.exchange("POST", f"{self.url}{path}", seconds=1.0, json=wish)
 
     def fetch(self, file: OutputFile, target: Path) -> None:
         """Brings the clip to `target`: moved when it is on this disk, else downloaded."""
@@ -1845,10 +1904,11 @@ class Comfy:
                 raise ComfyLost(f"the clip it named is not there: {one_line(file.filename)}")
             source.replace(target)
         else:
+            url = f"{self.url}/view?{urlencode(file._asdict())}"
             with target.open("wb") as sink:
                 options: dict[str, Any] = {"sink": sink, "limit": MAX_CLIP_BYTES, "seconds": 120.0}
-                url = f"{self.url}/view"
-                reply = self.http.exchange("GET", url, params=file._asdict(), **options)
+                work = functools.partial(self.http.exchange, "GET", url, **options)
+                reply = self.halt.call(work, 130.0)
             if not reply.ok:
                 raise ComfyLost(f"the clip it named is not there: status {reply.status}")
 
@@ -1858,6 +1918,8 @@ class Comfy:
     def end(self) -> None:
         if self.child:
             self.child.end(END_GRACE_S)
+        if self.home:
+            shutil.rmtree(self.home, ignore_errors=True)
 
 
 class Listener:
@@ -1895,7 +1957,7 @@ class Listener:
             return False
         step = data.get("value")
         if message.get("type") == "progress" and data.get("node") == sampler:
-            on_step(int(step) if isinstance(step, (int, float)) else 0)
+            on_step(step if isinstance(step, int) else 0)
         # The history is written between execution_success and this message.
         return message.get("type") == "executing" and data.get("node") is None
 
@@ -1921,7 +1983,7 @@ class ComfyFleet:
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
-        if self.spare is None:
+        if self.spare is None or not self.spare.child:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
 
     def fresh(self, again: bool = False) -> Comfy:
@@ -1943,6 +2005,9 @@ class ComfyFleet:
                 self.current.await_ready(self.settings.boot_timeout)
             else:
                 self.current.flush()
+        except Unavailable as error:
+            self.current = None
+            raise JobError("comfyui_unavailable", one_line(error), again=True) from error
         except JobError as error:
             if not standby or error.code != "comfyui_unavailable":
                 raise
@@ -1964,6 +2029,9 @@ class ComfyFleet:
         self.current = None
 
     def stop(self) -> None:
+        for comfy in (self.current, self.spare):
+            if comfy and comfy.child:
+                comfy.child.ask_to_end()
         self.retire()
         if self.spare:
             self.spare.end()
@@ -1989,7 +2057,7 @@ class ComfyFleet:
         for name in ("input", "output", "temp"):
             (home / name).mkdir(parents=True)
         command = [
-            *("choom", "-n", "500", "--", self.settings.comfyui_python, "-u", "main.py"),
+            *(self.settings.comfyui_python, "-u", "main.py"),
             *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
             *("--input-directory", str(home / "input")),
             *("--output-directory", str(home / "output")),
@@ -1997,7 +2065,8 @@ class ComfyFleet:
             *self.settings.comfyui_args,
         ]
         log_file = open_log(self.settings.state_dir / "logs", port)
-        child = Child(command, self.settings, log_file, cwd=self.settings.comfyui_dir)
+        folder = self.settings.comfyui_dir
+        child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
         say("comfyui_booting", port=port, pid=child.process.pid)
         return Comfy(f"http://127.0.0.1:{port}", self.halt, child, home)
 
@@ -2053,6 +2122,8 @@ class Job:
         keep_json(self.outcome, {"verb": verb, "body": body})
 
     def remove(self) -> None:
+        # The order goes first: what is left of a folder without one is nobody's job.
+        self.order.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -2068,24 +2139,30 @@ class Progress:
         with self._lock:
             self.job_id, self.stage, self.started = job_id, "starting", time.monotonic()
             self.clip = self.clips = self.step = self.steps = 0
-            self.percent, self.touched = 0.0, time.time()
+            self.percent, self.head_start, self.touched = 0.0, 0.0, time.time()
 
     def update(self, stage: str, **numbers: int) -> None:
         """numbers: clip (from 1), clips, step, steps. Percent never goes backwards."""
         with self._lock:
+            if not self.job_id:
+                return
             self.stage, self.touched = stage, time.time()
             for name, value in numbers.items():
                 setattr(self, name, value)
             done = percent_done(stage, self.clip, self.clips, self.step, self.steps)
+            # A job that is taken up again begins far in; that was not done in this time.
+            self.head_start = self.head_start if self.percent else done
             self.percent = max(self.percent, round(done, 1))
 
     def snapshot(self) -> dict[str, Any]:
-        """The contract's `progress`, empty-handed when idle."""
+        """The contract's `progress`, and the `jobId` that it is about."""
         with self._lock:
             spent = time.monotonic() - self.started
-            eta = round(spent * (100 / self.percent - 1)) if self.percent >= 5 else None
+            done = self.percent - self.head_start
+            eta = round(spent * (100 - self.percent) / done) if done >= 5 else None
             counts = {"clip": self.clip, "clips": self.clips, "step": self.step}
             return {
+                "jobId": self.job_id or None,
                 "stage": self.stage if self.job_id else self._idle_stage(),
                 **counts,
                 "steps": self.steps,
@@ -2207,6 +2284,10 @@ class Film:
                     continue
                 if not self.job.raw(clip).exists():
                     self._render(clip)
+                # One that has failed already spares the GPU the clips behind it.
+                for _, child, _ in encodes:
+                    if not child.alive:
+                        self.media.finish(child)
                 child = children.enter_context(self.media.start(self._trim(clip)))
                 encodes.append((clip, child, time.time()))
             self.progress.update("encoding")
@@ -2232,7 +2313,7 @@ class Film:
         """One raw clip, with a second attempt where a fresh ComfyUI may do better."""
         seconds = self.settings.clip_timeout
         late = JobError("clip_timeout", f"Clip {clip + 1} was not done within {seconds:g} s.")
-        with self.halt.limit(seconds, late):
+        with self.halt.limit("clip", seconds, late):
             for attempt in (1, 2):
                 try:
                     return self._attempt(clip, attempt)
@@ -2393,26 +2474,25 @@ class Heartbeat:
             due += interval * (missed + 1)
 
     def tick(self) -> None:
-        job_id, sent = self.progress.job_id, time.monotonic()
+        now, sent = self.progress.snapshot(), time.monotonic()
+        job_id = now.pop("jobId")
         status = "degraded" if self.progress.trouble else "busy" if job_id else "idle"
         status = "draining" if self.halt.stopping else status
-        body = {"status": status, "jobId": job_id or None, "progress": self.progress.snapshot()}
         try:
-            answer = self.api.heartbeat(body)
-        except (Unavailable, Verdict, ConfigError, JobError) as error:
-            self.outage.note(error)
-        else:
+            answer = self.api.heartbeat({"status": status, "jobId": job_id, "progress": now})
             self.outage.over()
             self.last_beat = format_utc(time.time())
             self.hear(answer, job_id, sent)
+        except Exception as error:
+            # Whatever a beat meets, the next one is due: a silent worker loses its jobs.
+            self.outage.note(error)
 
-    def hear(self, answer: Mapping[str, Any], job_id: str, sent: float) -> None:
+    def hear(self, answer: Mapping[str, Any], job_id: str | None, sent: float) -> None:
         """Honours `cancel` and `leaseUntil` for the job that this heartbeat spoke of."""
-        if not job_id or job_id != self.progress.job_id:
-            return
-        if job_id in as_list(answer.get("cancel")):
+        if job_id and job_id in as_list(answer.get("cancel")):
             self.halt.give_up(job_id, JobError("cancelled", "The hosted side cancelled it."))
-        if (lease := self.api.lease_seconds(answer)) is not None:
+        lease = self.api.lease_seconds(answer)
+        if job_id and lease is not None:
             self.halt.hold_lease(job_id, lease - (time.monotonic() - sent))
 
 
@@ -2429,7 +2509,7 @@ class Worker:
         self.heartbeat = Heartbeat(settings, halt, self.progress)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
-        self.outage = Outage("api")
+        self.outage, self.disk = Outage("api"), Outage("disk")
         self.parked: dict[str, tuple[int, float]] = {}
         self.idle_since = time.monotonic()
         self.machine_failures: list[JobError] = []
@@ -2455,7 +2535,7 @@ class Worker:
                 raise
         finally:
             self.stop()
-        return 0 if self.delivered or not once else 1
+        return 0 if self.delivered or not once or self.halt.stopping else 1
 
     def start(self) -> None:
         self.halt.on_tick = self._on_tick
@@ -2464,9 +2544,17 @@ class Worker:
         say("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
         self.heartbeat.start()
-        # What the last run left, the oldest first. Without an order a job was never claimed.
+        self._tidy()
+        # What the last run left, the oldest first.
         orders = sorted(self.spool.glob("*/job.json"), key=lambda path: path.stat().st_mtime)
         self.parked = {order.parent.name: (0, 0.0) for order in orders}
+
+    def _tidy(self) -> None:
+        """Removes what a killed worker left half made: no job is claimed before its order is."""
+        state = self.settings.state_dir
+        for folder in [*state.glob("jobs/*"), *state.glob("comfyui"), *state.glob("render-*")]:
+            if not (folder / "job.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def stop(self) -> None:
         self.systemd.send("STOPPING=1")
@@ -2478,6 +2566,15 @@ class Worker:
 
     def tick(self) -> bool:
         """What waits in the spool, else one poll and its job; True when there was a job."""
+        try:
+            return self._tick()
+        except OSError as error:
+            # The disk, as everything else speaks through Unavailable. The spool stays as it is.
+            tries = self.disk.note(error)
+            self.halt.wait(backoff(tries))
+            return False
+
+    def _tick(self) -> bool:
         if not self.heartbeat.alive:
             raise RuntimeError("the heartbeat thread has died")
         if self._is_unfit():
@@ -2552,7 +2649,6 @@ class Worker:
         status = {
             "pid": os.getpid(),
             "workerId": self.settings.worker_id,
-            "jobId": self.progress.job_id or None,
             "progress": self.progress.snapshot(),
             "lastHeartbeatAt": self.heartbeat.last_beat,
             "lastOutcomes": self.outcomes,
@@ -2560,8 +2656,9 @@ class Worker:
         if status != self.status:
             self.status = status
             part = self.settings.state_dir / "status.part"
-            part.write_text(json.dumps(status))
-            part.replace(self.settings.state_dir / "status.json")
+            with contextlib.suppress(OSError):
+                part.write_text(json.dumps(status))
+                part.replace(self.settings.state_dir / "status.json")
 
     def _rest(self, asked: object) -> None:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
@@ -2590,39 +2687,45 @@ class Worker:
                 say("job_ignored", told, logging.ERROR, job=one_line(repr(job_id), 80))
             self.ignored = job_id
             return None
-        job = Job(self.spool / job_id)
+        job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
+        # Offered anew with other data, it begins anew; an outcome that waits is told first.
+        decided = job.output.exists() or job.outcome.exists()
+        if not decided and job.stage_data != stage_data:
+            job.remove()
         if not job.order.exists():
-            job.create(as_dict(offer).get("stageData"))
-        return job if self._is_ours(job) else None
+            job.create(stage_data)
+        return job if self._claim_job(job) else None
 
-    def _is_ours(self, job: Job) -> bool:
+    def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.
 
         Four tries, then it is parked.
         """
         for tries in range(1, CLAIM_TRIES + 1):
+            self.halt.begin(job.id)
             try:
-                answer = self.api.claim(job.id)
+                lease = self.api.lease_seconds(self.api.claim(job.id))
+                self.halt.hold_lease(job.id, math.inf if lease is None else lease)
+                self.parked.pop(job.id, None)
+                say("claimed", job=job.id)
+                return True
             except Verdict as verdict:
-                if verdict.status not in (405, 501):
-                    say("not_ours", one_line(verdict), job=job.id)
-                    self._forget(job)
-                    return False
-                answer = {}
-                if not self.told_claim:
-                    say("claim_skipped", "The API has no claim of its own; a poll claims.")
-                self.told_claim = True
+                if verdict.status in (405, 501):
+                    if not self.told_claim:
+                        say("claim_skipped", "The API has no claim of its own; a poll claims.")
+                    self.told_claim = True
+                    return True
+                say("not_ours", one_line(verdict), job=job.id)
+                self._forget(job)
+                break
             except Unavailable as error:
+                self.halt.end()
                 pause = backoff(tries, asked=error.retry_after)
                 say("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
                 self.parked[job.id] = (tries, time.monotonic() + pause)
                 if tries < CLAIM_TRIES:
                     self.halt.wait(pause)
-                continue
-            say("claimed", job=job.id)
-            if (lease := self.api.lease_seconds(answer)) is not None:
-                self.halt.hold_lease(job.id, lease)
-            return True
+        self.halt.end()
         return False
 
     def _forget(self, job: Job) -> None:
@@ -2632,9 +2735,9 @@ class Worker:
     def _take_up_parked(self, render: bool = True) -> bool:
         """Goes on with what waits in the spool: from the last run, or because a side was down.
 
-        True when a job was worked on or delivered. Without `render` only finished films are.
+        True when a job came to its end. Without `render` only finished films are taken up.
         """
-        before = set(self.parked)
+        ended = False
         for job_id, (_, due) in list(self.parked.items()):
             self.halt.check()
             job = Job(self.spool / job_id)
@@ -2642,16 +2745,17 @@ class Worker:
                 continue
             if job.outcome.exists():
                 self._deliver(job, retries=0)
-            elif (render or job.output.exists()) and self._is_ours(job):
+                ended |= not job.order.exists()
+            elif (render or job.output.exists()) and self._claim_job(job):
                 self._work(job)
-        return bool(before - set(self.parked))
+                ended = True
+        return ended
 
     def _work(self, job: Job) -> None:
         """Takes a claimed job to its outcome and delivers that."""
         started = time.monotonic()
         self.outcome = "complete"
         self.progress.begin(job.id)
-        self.halt.begin(job.id)
         self.studio.seconds.clear()
         try:
             self._make(job)
@@ -2668,37 +2772,43 @@ class Worker:
         finally:
             self._sum_up(job, time.monotonic() - started)
             self.progress.begin("")
-            self.halt.begin("")
+            self.halt.end()
             self.idle_since = time.monotonic()
 
     def _make(self, job: Job) -> None:
         seconds = self.settings.job_timeout
         late = JobError("job_timeout", f"It was not done within {seconds:g} s.")
-        with self.halt.limit(seconds, late):
-            plan = parse_stage_data(job.stage_data)
-            if not job.output.exists():
+        with self.halt.limit("job", seconds, late):
+            if not job.outcome.exists() and not job.output.exists():
+                plan = parse_stage_data(job.stage_data)
                 Film(self.studio, job, plan).make(self.frames.fetch)
 
     def _fail(self, job: Job, error: JobError) -> None:
-        """Writes a failure down and reports it. A film that is done is kept for the next start."""
+        """Writes a failure down and reports it, unless the job may still come to a good end."""
         # What ended the job must not end the report of it; a stop shortens it.
-        self.halt.begin("")
+        self.halt.end()
+        decided = job.outcome.exists()
+        has_film = error.code == "shutdown" and job.output.exists()
+        if decided or has_film or isinstance(error, LeaseLost):
+            say("job_kept", error.detail, job=job.id)
+            self.parked[job.id] = (1, time.monotonic() + self.settings.poll_interval)
+            if decided and self.halt.stopping:
+                self._deliver(job, retries=0)
+            return
         self.outcome = error.code
-        if isinstance(error, LeaseLost) or error.code == "shutdown":
-            if job.output.exists() and not job.outcome.exists():
-                say("film_kept", error.detail, job=job.id)
-                self.parked[job.id] = (0, 0.0)
-                return
-            if isinstance(error, LeaseLost):
-                say("lease_lost", error.detail, logging.WARNING, job=job.id)
-                return self._forget(job)
-        if not job.outcome.exists():
-            if error.code == "shutdown":
-                say("handed_back", "Stopping; somebody else may take the job.", job=job.id)
-            else:
-                say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
+        if error.code == "shutdown":
+            say("handed_back", "Stopping; somebody else may take the job.", job=job.id)
+        else:
+            say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
+        try:
             job.conclude("fail", {"error": error.report()})
-        self._deliver(job, OUTCOME_RETRIES)
+            self._deliver(job, OUTCOME_RETRIES)
+        except OSError as trouble:
+            # A disk so full that not even this fits: what can be told is told now.
+            say("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
+            with contextlib.suppress(Unavailable, Verdict, ConfigError):
+                self.api.finish(job.id, "fail", {"error": error.report()})
+            self._forget(job)
 
     def _deliver(self, job: Job, retries: int) -> None:
         """Uploads and reports, with retries; what still fails stays in the spool for later.
@@ -2712,21 +2822,23 @@ class Worker:
                 return self._forget(job)
             except Unavailable as error:
                 tries += 1
-                say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                if tries == 1 or tries % 10 == 0:
+                    say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
                 pause = backoff(tries, PARKED_CAP_S, error.retry_after)
                 self.parked[job.id] = (tries, time.monotonic() + pause)
-                if again == retries or self.halt.stopping:
+                # An upload has had its tries; other jobs need not wait for the store to come back.
+                if again == retries or self.halt.stopping or not job.outcome.exists():
                     return
                 self.halt.wait(backoff(tries, asked=error.retry_after))
 
     def _deliver_once(self, job: Job) -> None:
-        if not job.outcome.exists():
+        if not read_json(job.outcome).get("verb"):
             self._upload(job)
         outcome = read_json(job.outcome)
         verb = str(outcome.get("verb"))
         self.progress.update("reporting")
         try:
-            self.api.finish(job.id, verb, as_dict(outcome.get("body")))
+            self._report(job, verb, as_dict(outcome.get("body")))
         except Verdict as verdict:
             told = f"The hosted side decided otherwise: {verdict}."
             say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
@@ -2736,6 +2848,16 @@ class Worker:
         else:
             self.delivered += verb == "complete"
             say("delivered", job=job.id, verb=verb)
+
+    def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
+        try:
+            self.api.finish(job.id, verb, body)
+        except Verdict as verdict:
+            # The lease may have run out in an outage; a film is worth asking for the job again.
+            if verb != "complete" or verdict.status != 409:
+                raise
+            self.api.claim(job.id)
+            self.api.finish(job.id, verb, body)
 
     def _upload(self, job: Job) -> None:
         """Puts the film where the hosted side expects it and writes the outcome down."""
@@ -2893,11 +3015,9 @@ def with_worker_id(settings: Settings) -> Settings:
 
 def check_tools() -> None:
     """Raises ConfigError for programs that are missing on this machine."""
-    packages = {"ffmpeg": "ffmpeg", "ffprobe": "ffmpeg", "setpriv": "util-linux"}
-    packages["choom"] = "util-linux"
-    missing = {pack for tool, pack in packages.items() if not shutil.which(tool)}
+    missing = [tool for tool in ("ffmpeg", "ffprobe") if not shutil.which(tool)]
     if missing:
-        raise ConfigError(*(f"{pack} is missing: sudo apt install {pack}" for pack in missing))
+        raise ConfigError(f"{' and '.join(missing)} missing: sudo apt install ffmpeg")
 
 
 def start_logging(settings: Settings) -> LogLines:
@@ -2937,6 +3057,8 @@ def render_command(options: argparse.Namespace) -> int:
         options.prompt *= len(options.frames) - 1
     if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
         raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
+    if not options.output.absolute().parent.is_dir():
+        raise UsageError(f"{options.output}: there is no such folder")
     for frame in options.frames:
         if not Path(frame).is_file():
             raise UsageError(f"{frame}: there is no such picture")
@@ -3008,11 +3130,11 @@ def holds_lock(pid: object, state_dir: Path) -> bool:
 def describe_status(status: Mapping[str, Any]) -> str:
     now = as_dict(status.get("progress"))
     lines = ["No worker runs."]
-    if status["running"] and status.get("jobId"):
+    if status["running"] and now.get("jobId"):
         where = f"clip {now.get('clip')}/{now.get('clips')}, step {now.get('step')}"
         eta = f", about {now['etaSec']} s left" if now.get("etaSec") is not None else ""
         doing = f"{now.get('stage')}, {where}, {now.get('percent')} %{eta}"
-        lines = [f"job {status['jobId']}: {doing}"]
+        lines = [f"job {now['jobId']}: {doing}"]
     elif status["running"]:
         lines = [f"{now.get('stage')}"]
     if status["running"]:
@@ -3046,7 +3168,7 @@ def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
     except ConfigError as error:
         yield from (Finding("programs", "FAIL", told, told) for told in error.problems)
         return
-    yield Finding("programs", "OK", "ffmpeg, ffprobe, setpriv, choom")
+    yield Finding("programs", "OK", "ffmpeg, ffprobe")
     halt = Halt()
     yield examine_api(with_worker_id(settings), halt)
     yield examine_blob(settings, halt)

@@ -39,8 +39,8 @@ def test_status_tells_of_a_job_while_it_renders_and_says_when_nobody_works(box: 
     code, output = ask(box, "status", "--json")
     status = json.loads(output)
     assert code == 0
-    assert (status["running"], status["jobId"], status["waiting"]) == (True, job, [job])
-    assert status["progress"]["stage"] == "rendering"
+    assert (status["running"], status["waiting"]) == (True, [job])
+    assert (status["progress"]["jobId"], status["progress"]["stage"]) == (job, "rendering")
     assert status["lastHeartbeatAt"].endswith("Z")
     assert f"job {job}: rendering, clip 1/1, step 3" in ask(box, "status")[1]
     worker.signal(signal.SIGTERM)
