@@ -247,11 +247,72 @@ class Verdict(Exception):
         self.status = status
 
 
+class TooLarge(OSError):
+    """The other side sends more than it may."""
+
+
+class Refused(Exception):
+    """Why a frame's address is not tried again."""
+
+
+class ToolFailed(Exception):
+    """ffmpeg or ffprobe ended with an error; the text is its last lines."""
+
+
+class ComfyLost(Exception):
+    """A ComfyUI went away or stopped making sense."""
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not fit together."""
+
+
 class Size(NamedTuple):
     """Width and height in pixels."""
 
     width: int
     height: int
+
+
+def is_plain_url(url: str) -> bool:
+    """True for an http(s) address with a host, a sane port and no credentials."""
+    try:
+        parts = urlsplit(url)
+        return bool(
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port is None or parts.port > 0)
+            and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
+
+
+def to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def to_size(text: str) -> Size | None:
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
+    return size if all(64 <= side <= 4096 and side % 2 == 0 for side in size) else None
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """Words as a shell would take them; none when a quotation mark is left open."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return ()
+
+
+RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
+
+
+RUN_NEEDS = ("API_URL", *SECRET_NAMES, *RENDER_NEEDS, "WATERMARK_PATH")
 
 
 class Reader:
@@ -322,31 +383,6 @@ class Reader:
         return {name: value for name, value in self.environ.items() if name not in hidden}
 
 
-def to_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def to_size(text: str) -> Size | None:
-    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
-    size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
-    return size if all(64 <= side <= 4096 and side % 2 == 0 for side in size) else None
-
-
-def split_words(text: str) -> tuple[str, ...]:
-    """Words as a shell would take them; none when a quotation mark is left open."""
-    try:
-        return tuple(shlex.split(text))
-    except ValueError:
-        return ()
-
-
-RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
-RUN_NEEDS = ("API_URL", *SECRET_NAMES, *RENDER_NEEDS, "WATERMARK_PATH")
-
-
 def setting(read: Callable[..., T], name: str, *rule: object) -> T:
     """A Settings field that is read from the variable `name` by one of Reader's methods."""
     field: T = dataclasses.field(metadata={"read": lambda reader: read(reader, name, *rule)})
@@ -414,20 +450,6 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         return tuple(value for value in (self.secret, self.blob_token) if value)
-
-
-def is_plain_url(url: str) -> bool:
-    """True for an http(s) address with a host, a sane port and no credentials."""
-    try:
-        parts = urlsplit(url)
-        return bool(
-            parts.scheme in ("http", "https")
-            and parts.hostname
-            and (parts.port is None or parts.port > 0)
-            and "@" not in parts.netloc
-        )
-    except ValueError:
-        return False
 
 
 class Redactor:
@@ -855,19 +877,6 @@ def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: 
     log.log(level, "%s", " ".join(filter(None, told)))
 
 
-class LogFormat(logging.Formatter):
-    """Lines without secrets; further lines of a message are indented, so none can be forged."""
-
-    def __init__(self, settings: Settings) -> None:
-        # journald has the time already.
-        time_part = "" if settings.journal_stream else "%(asctime)s "
-        super().__init__(f"{time_part}%(levelname)s %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        lines = redact(super().format(record)).splitlines()
-        return "\n    ".join(one_line(line, 2000) for line in lines)
-
-
 class Halt:
     """Everything that can end a wait: a signal, a cancel, a time limit. Every wait waits on it.
 
@@ -1082,10 +1091,6 @@ class Http:
             if is_disk_full(error):
                 raise JobError("media_failed", DISK_FULL) from error
             raise Unavailable(f"{type(error).__name__}: {one_line(error)}") from error
-
-
-class TooLarge(OSError):
-    """The other side sends more than it may."""
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -1381,10 +1386,6 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-class Refused(Exception):
-    """Why a frame's address is not tried again."""
-
-
 def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str]) -> socket.socket:
     """Connects to an address that was looked up once and found to be public or allowed by name.
 
@@ -1485,10 +1486,6 @@ class FrameHost:
             return self.halt.call(work, CONNECT_S + FRAME_SECONDS)
 
 
-class ToolFailed(Exception):
-    """ffmpeg or ffprobe ended with an error; the text is its last lines."""
-
-
 # What becomes the program: it asks to die with the worker, makes sure that the worker had not died
 # before it could ask, and takes its place behind the desktop and, for the kernel in need of
 # memory, before the worker.
@@ -1585,6 +1582,38 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def sweep_leftovers(state_dir: Path) -> None:
+    """Ends what an earlier worker on this state folder left running, and nothing else.
+
+    A leftover is known by the mark in its environment, so a reused process number means nothing.
+    """
+    mark = f"{OWNER_MARK}={state_dir}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(entry.name))
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    say("leftover_ended", pid=entry.name)
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], END_GRACE_S)
+            finally:
+                os.close(pidfd)
+
+
+def read_gpu(settings: Settings) -> dict[str, object] | None:
+    """Name and memory of the first GPU as nvidia-smi tells; None without one."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            query, capture_output=True, text=True, timeout=5, check=True,
+            env=dict(settings.child_environ),
+        )  # fmt: skip
+        name, megabytes = answer.stdout.splitlines()[0].rsplit(",", 1)
+        return {"name": name.strip(), "vramBytes": int(megabytes) * 2**20}
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 class Media:
@@ -1719,36 +1748,6 @@ def join_command(listing: Path, target: Path) -> Any:
     """Copies the clips one behind the other, with the index first so that playing starts early."""
     clips = ffmpeg.input(str(listing), f="concat", protocol_whitelist="file")
     return clips.output(str(target), f="mp4", c="copy", movflags="+faststart", **CLEAN)
-
-
-def keep(part: Path, target: Path) -> None:
-    """Makes a finished file the real one: it is there whole or not at all, whatever dies."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def keep_json(target: Path, value: object) -> None:
-    part = target.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    keep(part, target)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from our own folder; empty when there is none or it cannot be read."""
-    try:
-        return as_dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-class ComfyLost(Exception):
-    """A ComfyUI went away or stopped making sense."""
 
 
 class Comfy:
@@ -2083,6 +2082,32 @@ def open_log(folder: Path, port: int) -> IO[bytes]:
         old.unlink(missing_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     return (folder / f"comfyui-{stamp}-{port}.log").open("w+b")
+
+
+def keep(part: Path, target: Path) -> None:
+    """Makes a finished file the real one: it is there whole or not at all, whatever dies."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def keep_json(target: Path, value: object) -> None:
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    keep(part, target)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from our own folder; empty when there is none or it cannot be read."""
+    try:
+        return as_dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 class Job:
@@ -2904,36 +2929,17 @@ class Worker:
         say("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
 
 
-def sweep_leftovers(state_dir: Path) -> None:
-    """Ends what an earlier worker on this state folder left running, and nothing else.
+class LogFormat(logging.Formatter):
+    """Lines without secrets; further lines of a message are indented, so none can be forged."""
 
-    A leftover is known by the mark in its environment, so a reused process number means nothing.
-    """
-    mark = f"{OWNER_MARK}={state_dir}".encode()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pidfd = os.pidfd_open(int(entry.name))
-            try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    say("leftover_ended", pid=entry.name)
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    select.select([pidfd], [], [], END_GRACE_S)
-            finally:
-                os.close(pidfd)
+    def __init__(self, settings: Settings) -> None:
+        # journald has the time already.
+        time_part = "" if settings.journal_stream else "%(asctime)s "
+        super().__init__(f"{time_part}%(levelname)s %(message)s")
 
-
-def read_gpu(settings: Settings) -> dict[str, object] | None:
-    """Name and memory of the first GPU as nvidia-smi tells; None without one."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(
-            query, capture_output=True, text=True, timeout=5, check=True,
-            env=dict(settings.child_environ),
-        )  # fmt: skip
-        name, megabytes = answer.stdout.splitlines()[0].rsplit(",", 1)
-        return {"name": name.strip(), "vramBytes": int(megabytes) * 2**20}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    def format(self, record: logging.LogRecord) -> str:
+        lines = redact(super().format(record)).splitlines()
+        return "\n    ".join(one_line(line, 2000) for line in lines)
 
 
 class LogLines(logging.StreamHandler[Any]):
@@ -3220,10 +3226,6 @@ def doctor_command(options: argparse.Namespace) -> int:
             if finding.next:
                 print(f"     next: {finding.next}")
     return 1 if any(finding.status == "FAIL" for finding in findings) else 0
-
-
-class UsageError(Exception):
-    """The command line asks for something that does not fit together."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
