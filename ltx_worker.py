@@ -2521,6 +2521,159 @@ class Heartbeat:
             self.halt.hold_lease(job_id, lease - (time.monotonic() - sent))
 
 
+class Fitness:
+    """Whether this box should take jobs: not on a full disk, nor after failures of its own."""
+
+    def __init__(self, settings: Settings, studio: Studio) -> None:
+        self.settings, self.studio, self.progress = settings, studio, studio.progress
+        self.failures: list[JobError] = []
+        self.probe_due = 0.0
+
+    def is_unfit(self) -> bool:
+        """Whether this box should take no job now; says so once, and once when it is over."""
+        trouble = self._find_trouble()
+        if trouble and not self.progress.trouble:
+            told = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
+            say("degraded", told, logging.ERROR)
+        elif self.progress.trouble and not trouble:
+            say("fit_again")
+        self.progress.trouble = trouble.code if trouble else ""
+        return bool(trouble)
+
+    def _find_trouble(self) -> JobError | None:
+        free = shutil.disk_usage(self.settings.state_dir).free
+        needed = job_bytes(self.settings.size)
+        if free < needed:
+            told = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
+            return JobError("media_failed", told)
+        if len(self.failures) < UNFIT_AFTER:
+            return None
+        if time.monotonic() >= self.probe_due:
+            try:
+                self.studio.probe()
+                self.failures.clear()
+                return None
+            except JobError as error:
+                if error.code == "shutdown":
+                    raise
+                self.note(error)
+        return self.failures[-1]
+
+    def note(self, error: JobError | None) -> None:
+        """Counts failures of this box in a row; a bad job never counts, a film ends the row."""
+        if error is None:
+            self.failures.clear()
+        elif error.machine:
+            self.failures.append(error)
+            beyond = max(0, len(self.failures) - UNFIT_AFTER)
+            pause = min(PROBE_CAP, PROBE_FIRST * 2 ** min(beyond, 16)) * self.settings.poll_interval
+            self.probe_due = time.monotonic() + pause
+
+
+class Outbox:
+    """Films and outcomes on their way to the hosted side, for as long as that takes.
+
+    `parked`: by job id, how often it was tried in vain and when it is due again.
+    """
+
+    def __init__(self, settings: Settings, halt: Halt, api: QueueApi, studio: Studio) -> None:
+        self.halt, self.api, self.studio = halt, api, studio
+        self.progress = studio.progress
+        self.blob = Blob(settings, halt)
+        self.parked: dict[str, tuple[int, float]] = {}
+        self.delivered = 0
+
+    def park(self, job: Job, tries: int, pause: float) -> None:
+        self.parked[job.id] = (tries, time.monotonic() + pause)
+
+    def forget(self, job: Job) -> None:
+        self.parked.pop(job.id, None)
+        job.remove()
+
+    def deliver(self, job: Job, retries: int) -> None:
+        """Uploads and reports, with retries; what still fails stays in the spool for later.
+
+        Later is between polls and at every start, until a 2xx or a final refusal.
+        """
+        tries, _ = self.parked.get(job.id, (0, 0.0))
+        for again in range(retries + 1):
+            try:
+                self._tell(job)
+                return self.forget(job)
+            except Unavailable as error:
+                tries += 1
+                if tries == 1 or tries % 10 == 0:
+                    say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                pause = backoff(tries, PARKED_CAP_S, error.retry_after)
+                self.park(job, tries, pause)
+                # An upload has had its tries; other jobs need not wait for the store to come back.
+                if again == retries or self.halt.stopping or not job.outcome.exists():
+                    return
+                self.halt.wait(backoff(tries, asked=error.retry_after))
+
+    def _tell(self, job: Job) -> None:
+        if not read_json(job.outcome).get("verb"):
+            self._upload(job)
+        outcome = read_json(job.outcome)
+        verb = str(outcome.get("verb"))
+        self.progress.update("reporting")
+        try:
+            self._report(job, verb, as_dict(outcome.get("body")))
+        except Verdict as verdict:
+            told = f"The hosted side decided otherwise: {verdict}."
+            say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
+        except ConfigError as error:
+            # The next poll ends the worker with this; the outcome waits for the right secret.
+            raise Unavailable(str(error)) from error
+        else:
+            self.delivered += verb == "complete"
+            say("delivered", job=job.id, verb=verb)
+
+    def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
+        try:
+            self.api.finish(job.id, verb, body)
+        except Verdict as verdict:
+            # The lease may have run out in an outage; a film is worth asking for the job again.
+            if verb != "complete" or verdict.status != 409:
+                raise
+            self.api.claim(job.id)
+            self.api.finish(job.id, verb, body)
+
+    def _upload(self, job: Job) -> None:
+        """Puts the film where the hosted side expects it and writes the outcome down."""
+        size = job.output.stat().st_size
+
+        def on_sent(sent: int, size: int) -> None:
+            self.progress.update("uploading", step=round(100 * sent / size), steps=100)
+
+        try:
+            with self.studio.stage("upload", job, bytes=size):
+                url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+        except Verdict as verdict:
+            say("upload_refused", str(verdict), logging.ERROR, job=job.id)
+            error = JobError("upload_failed", one_line(verdict))
+            return job.conclude("fail", {"error": error.report()})
+        job.conclude("complete", self._describe(job, url))
+
+    def _describe(self, job: Job, url: str) -> dict[str, object]:
+        """The body of `complete`."""
+        plan = parse_stage_data(job.stage_data)
+        film = self.studio.media.probe(job.output)
+        clips = [read_json(job.record(clip)) for clip in range(plan.clips)]
+        return {
+            "outputUrl": url,
+            "durationSec": plan.clips * CLIP_SECONDS,
+            "frames": plan.clips * KEPT_FRAMES,
+            "fps": FPS,
+            "width": film["width"],
+            "height": film["height"],
+            "sizeBytes": job.output.stat().st_size,
+            "watermarked": plan.watermark,
+            "renderSec": round(sum(clip.get("renderSec", 0) for clip in clips), 1),
+            "clips": clips,
+        }
+
+
 class Worker:
     """Polls the queue and takes each job from the claim to the delivered outcome."""
 
@@ -2528,20 +2681,17 @@ class Worker:
         self.settings, self.halt = settings, halt
         self.progress = Progress()
         self.api = QueueApi(settings, halt)
-        self.blob = Blob(settings, halt)
         self.frames = FrameHost(settings, halt)
         self.studio = Studio(settings, halt, self.progress)
+        self.fitness = Fitness(settings, self.studio)
+        self.outbox = Outbox(settings, halt, self.api, self.studio)
         self.heartbeat = Heartbeat(settings, halt, self.progress)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
         self.outage, self.disk = Outage("api"), Outage("disk")
-        self.parked: dict[str, tuple[int, float]] = {}
         self.idle_since = time.monotonic()
-        self.machine_failures: list[JobError] = []
-        self.probe_due = 0.0
         self.told_claim = False
         self.ignored: object = None
-        self.delivered = 0
         self.outcome = ""
         self.outcomes: list[dict[str, str]] = []
         self.status: dict[str, object] = {}
@@ -2560,7 +2710,7 @@ class Worker:
                 raise
         finally:
             self.stop()
-        return 0 if self.delivered or not once or self.halt.stopping else 1
+        return 0 if self.outbox.delivered or not once or self.halt.stopping else 1
 
     def start(self) -> None:
         self.halt.on_tick = self._on_tick
@@ -2572,7 +2722,7 @@ class Worker:
         self._tidy()
         # What the last run left, the oldest first.
         orders = sorted(self.spool.glob("*/job.json"), key=lambda path: path.stat().st_mtime)
-        self.parked = {order.parent.name: (0, 0.0) for order in orders}
+        self.outbox.parked = {order.parent.name: (0, 0.0) for order in orders}
 
     def _tidy(self) -> None:
         """Removes what a killed worker left half made: no job is claimed before its order is."""
@@ -2602,7 +2752,7 @@ class Worker:
     def _tick(self) -> bool:
         if not self.heartbeat.alive:
             raise RuntimeError("the heartbeat thread has died")
-        if self._is_unfit():
+        if self.fitness.is_unfit():
             self._take_up_parked(render=False)
             self.halt.wait(self.settings.poll_interval)
             return False
@@ -2621,46 +2771,6 @@ class Worker:
             return True
         self._rest(answer.get("nextPollSec"))
         return False
-
-    def _is_unfit(self) -> bool:
-        """Whether this box should take no job now; says so once, and once when it is over."""
-        trouble = self._find_trouble()
-        if trouble and not self.progress.trouble:
-            told = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
-            say("degraded", told, logging.ERROR)
-        elif self.progress.trouble and not trouble:
-            say("fit_again")
-        self.progress.trouble = trouble.code if trouble else ""
-        return bool(trouble)
-
-    def _find_trouble(self) -> JobError | None:
-        free = shutil.disk_usage(self.settings.state_dir).free
-        needed = job_bytes(self.settings.size)
-        if free < needed:
-            told = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
-            return JobError("media_failed", told)
-        if len(self.machine_failures) < UNFIT_AFTER:
-            return None
-        if time.monotonic() >= self.probe_due:
-            try:
-                self.studio.probe()
-                self.machine_failures.clear()
-                return None
-            except JobError as error:
-                if error.code == "shutdown":
-                    raise
-                self._note_machine(error)
-        return self.machine_failures[-1]
-
-    def _note_machine(self, error: JobError | None) -> None:
-        """Counts failures of this box in a row; a bad job never counts, a film ends the row."""
-        if error is None:
-            self.machine_failures.clear()
-        elif error.machine:
-            self.machine_failures.append(error)
-            beyond = max(0, len(self.machine_failures) - UNFIT_AFTER)
-            pause = min(PROBE_CAP, PROBE_FIRST * 2 ** min(beyond, 16)) * self.settings.poll_interval
-            self.probe_due = time.monotonic() + pause
 
     def _on_tick(self) -> None:
         if self.heartbeat.alive or not self.heartbeat.thread.ident:
@@ -2731,7 +2841,7 @@ class Worker:
             try:
                 lease = self.api.lease_seconds(self.api.claim(job.id))
                 self.halt.hold_lease(job.id, math.inf if lease is None else lease)
-                self.parked.pop(job.id, None)
+                self.outbox.parked.pop(job.id, None)
                 say("claimed", job=job.id)
                 return True
             except Verdict as verdict:
@@ -2741,21 +2851,17 @@ class Worker:
                     self.told_claim = True
                     return True
                 say("not_ours", one_line(verdict), job=job.id)
-                self._forget(job)
+                self.outbox.forget(job)
                 break
             except Unavailable as error:
                 self.halt.end()
                 pause = backoff(tries, asked=error.retry_after)
                 say("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
-                self.parked[job.id] = (tries, time.monotonic() + pause)
+                self.outbox.park(job, tries, pause)
                 if tries < CLAIM_TRIES:
                     self.halt.wait(pause)
         self.halt.end()
         return False
-
-    def _forget(self, job: Job) -> None:
-        self.parked.pop(job.id, None)
-        job.remove()
 
     def _take_up_parked(self, render: bool = True) -> bool:
         """Goes on with what waits in the spool: from the last run, or because a side was down.
@@ -2763,13 +2869,13 @@ class Worker:
         True when a job came to its end. Without `render` only finished films are taken up.
         """
         ended = False
-        for job_id, (_, due) in list(self.parked.items()):
+        for job_id, (_, due) in list(self.outbox.parked.items()):
             self.halt.check()
             job = Job(self.spool / job_id)
             if time.monotonic() < due:
                 continue
             if job.outcome.exists():
-                self._deliver(job, retries=0)
+                self.outbox.deliver(job, retries=0)
                 ended |= not job.order.exists()
             elif (render or job.output.exists()) and self._claim_job(job):
                 self._work(job)
@@ -2784,10 +2890,10 @@ class Worker:
         self.studio.seconds.clear()
         try:
             self._make(job)
-            self._note_machine(None)
-            self._deliver(job, OUTCOME_RETRIES)
+            self.fitness.note(None)
+            self.outbox.deliver(job, OUTCOME_RETRIES)
         except JobError as error:
-            self._note_machine(error)
+            self.fitness.note(error)
             self._fail(job, error)
         except Exception as error:
             log.exception("unexpected job=%s", job.id)
@@ -2816,9 +2922,9 @@ class Worker:
         has_film = error.code == "shutdown" and job.output.exists()
         if decided or has_film or isinstance(error, LeaseLost):
             say("job_kept", error.detail, job=job.id)
-            self.parked[job.id] = (1, time.monotonic() + self.settings.poll_interval)
+            self.outbox.park(job, 1, self.settings.poll_interval)
             if decided and self.halt.stopping:
-                self._deliver(job, retries=0)
+                self.outbox.deliver(job, retries=0)
             return
         self.outcome = error.code
         if error.code == "shutdown":
@@ -2827,96 +2933,13 @@ class Worker:
             say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
         try:
             job.conclude("fail", {"error": error.report()})
-            self._deliver(job, OUTCOME_RETRIES)
+            self.outbox.deliver(job, OUTCOME_RETRIES)
         except OSError as trouble:
             # A disk so full that not even this fits: what can be told is told now.
             say("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
             with contextlib.suppress(Unavailable, Verdict, ConfigError):
                 self.api.finish(job.id, "fail", {"error": error.report()})
-            self._forget(job)
-
-    def _deliver(self, job: Job, retries: int) -> None:
-        """Uploads and reports, with retries; what still fails stays in the spool for later.
-
-        Later is between polls and at every start, until a 2xx or a final refusal.
-        """
-        tries, _ = self.parked.get(job.id, (0, 0.0))
-        for again in range(retries + 1):
-            try:
-                self._deliver_once(job)
-                return self._forget(job)
-            except Unavailable as error:
-                tries += 1
-                if tries == 1 or tries % 10 == 0:
-                    say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
-                pause = backoff(tries, PARKED_CAP_S, error.retry_after)
-                self.parked[job.id] = (tries, time.monotonic() + pause)
-                # An upload has had its tries; other jobs need not wait for the store to come back.
-                if again == retries or self.halt.stopping or not job.outcome.exists():
-                    return
-                self.halt.wait(backoff(tries, asked=error.retry_after))
-
-    def _deliver_once(self, job: Job) -> None:
-        if not read_json(job.outcome).get("verb"):
-            self._upload(job)
-        outcome = read_json(job.outcome)
-        verb = str(outcome.get("verb"))
-        self.progress.update("reporting")
-        try:
-            self._report(job, verb, as_dict(outcome.get("body")))
-        except Verdict as verdict:
-            told = f"The hosted side decided otherwise: {verdict}."
-            say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
-        except ConfigError as error:
-            # The next poll ends the worker with this; the outcome waits for the right secret.
-            raise Unavailable(str(error)) from error
-        else:
-            self.delivered += verb == "complete"
-            say("delivered", job=job.id, verb=verb)
-
-    def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
-        try:
-            self.api.finish(job.id, verb, body)
-        except Verdict as verdict:
-            # The lease may have run out in an outage; a film is worth asking for the job again.
-            if verb != "complete" or verdict.status != 409:
-                raise
-            self.api.claim(job.id)
-            self.api.finish(job.id, verb, body)
-
-    def _upload(self, job: Job) -> None:
-        """Puts the film where the hosted side expects it and writes the outcome down."""
-        size = job.output.stat().st_size
-
-        def on_sent(sent: int, size: int) -> None:
-            self.progress.update("uploading", step=round(100 * sent / size), steps=100)
-
-        try:
-            with self.studio.stage("upload", job, bytes=size):
-                url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
-        except Verdict as verdict:
-            say("upload_refused", str(verdict), logging.ERROR, job=job.id)
-            error = JobError("upload_failed", one_line(verdict))
-            return job.conclude("fail", {"error": error.report()})
-        job.conclude("complete", self._describe(job, url))
-
-    def _describe(self, job: Job, url: str) -> dict[str, object]:
-        """The body of `complete`."""
-        plan = parse_stage_data(job.stage_data)
-        film = self.studio.media.probe(job.output)
-        clips = [read_json(job.record(clip)) for clip in range(plan.clips)]
-        return {
-            "outputUrl": url,
-            "durationSec": plan.clips * CLIP_SECONDS,
-            "frames": plan.clips * KEPT_FRAMES,
-            "fps": FPS,
-            "width": film["width"],
-            "height": film["height"],
-            "sizeBytes": job.output.stat().st_size,
-            "watermarked": plan.watermark,
-            "renderSec": round(sum(clip.get("renderSec", 0) for clip in clips), 1),
-            "clips": clips,
-        }
+            self.outbox.forget(job)
 
     def _sum_up(self, job: Job, total: float) -> None:
         """The job in one line: seconds by stage, for stages of a clip one number a clip."""

@@ -447,8 +447,9 @@ def test_pauses_grow_and_only_the_first_of_a_few_failures_is_logged(service: Ser
 def test_retry_after_is_honoured(service: Service, form: str) -> None:
     hosted = service.hosted
     wait = "2" if form == "seconds" else formatdate(time.time() + 3, usegmt=True)
+    since = hosted.now()
     hosted.fault(POLL, status=429, body={"error": "slow down"}, headers={"Retry-After": wait})
-    hosted.wait("pending", after=hosted.wait("fault", after=hosted.now())["seq"])
+    hosted.wait("pending", after=hosted.wait("fault", after=since)["seq"])
     calls = hosted.requests(POLL)
     slow = max(n for n, call in enumerate(calls) if call["status"] == 429)
     # A date has whole seconds only; without the header the pause would be one second at most.
@@ -483,8 +484,9 @@ def test_a_redirect_of_the_api_is_not_followed_and_leaks_nothing(
 ) -> None:
     hosted, before = service.hosted, service.worker.log
     target = f"{session_hosted.url}/elsewhere"
+    since = hosted.now()
     hosted.fault(POLL, redirect=target, status=status)
-    hosted.wait("pending", after=hosted.wait("fault", after=hosted.now())["seq"])
+    hosted.wait("pending", after=hosted.wait("fault", after=since)["seq"])
     log = service.worker.log[len(before) :]
     assert f"redirects to {target}" in log
     assert not session_hosted.requests("* /elsewhere*")

@@ -325,8 +325,9 @@ def test_a_finished_films_outcome_outlives_a_lease_that_ends_in_an_outage(box: B
     hosted = box.hosted
     hosted.set_options(leaseSec=4)
     worker, job = RETRYING.hold(box)
+    since = hosted.now()
     hosted.fault(BEAT, times=-1, status=503)
-    hosted.wait("pending", after=hosted.wait("fault", after=hosted.now())["seq"])
+    hosted.wait("pending", after=hosted.wait("fault", after=since)["seq"])
     hosted.clear_faults()
     hosted.wait("complete", job, timeout=60)
     assert prompts(hosted) == [1], worker.log
