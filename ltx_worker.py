@@ -2586,8 +2586,12 @@ class Outbox:
     def park(self, job: Job, tries: int, pause: float) -> None:
         self.parked[job.id] = (tries, time.monotonic() + pause)
 
-    def forget(self, job: Job) -> None:
+    def take(self, job: Job) -> None:
+        """The job is in the worker's hands again."""
         self.parked.pop(job.id, None)
+
+    def forget(self, job: Job) -> None:
+        self.take(job)
         job.remove()
 
     def deliver(self, job: Job, retries: int) -> None:
@@ -2841,14 +2845,15 @@ class Worker:
             try:
                 lease = self.api.lease_seconds(self.api.claim(job.id))
                 self.halt.hold_lease(job.id, math.inf if lease is None else lease)
-                self.outbox.parked.pop(job.id, None)
                 say("claimed", job=job.id)
+                self.outbox.take(job)
                 return True
             except Verdict as verdict:
                 if verdict.status in (405, 501):
                     if not self.told_claim:
                         say("claim_skipped", "The API has no claim of its own; a poll claims.")
                     self.told_claim = True
+                    self.outbox.take(job)
                     return True
                 say("not_ours", one_line(verdict), job=job.id)
                 self.outbox.forget(job)
@@ -2921,6 +2926,7 @@ class Worker:
         decided = job.outcome.exists()
         has_film = error.code == "shutdown" and job.output.exists()
         if decided or has_film or isinstance(error, LeaseLost):
+            self.outcome = "kept"
             say("job_kept", error.detail, job=job.id)
             self.outbox.park(job, 1, self.settings.poll_interval)
             if decided and self.halt.stopping:
