@@ -16,7 +16,7 @@ lint:
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy --strict
 
-# Some ten minutes of everything dying at any moment; it is no part of the tests.
+# Some five minutes of everything dying at any moment; the tests run a slice of it.
 chaos:
 	@.ci/setup ffmpeg
 	@$(PYTHON) -m bench.chaos

@@ -105,6 +105,7 @@ UNFIT_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 # A raw clip of pure noise, the worst there is: 138 MB at 1920x1088, measured on a real GPU.
 CLIP_BYTES_PER_PIXEL = 67
 DISK_FULL = "The disk of the rendering machine is full."
+NO_SPACE = os.strerror(errno.ENOSPC)
 MAX_FRAMES = 6
 MAX_PROMPT_CHARS = 8_000
 MAX_FRAME_BYTES = 64 * 2**20
@@ -1629,6 +1630,8 @@ class Media:
     def finish(self, child: Child) -> None:
         """Raises ToolFailed with the last lines when the program did not succeed."""
         if code := child.finish(self.halt):
+            if NO_SPACE in child.tail():
+                raise JobError("media_failed", DISK_FULL)
             raise ToolFailed(child.tail() or f"exit code {code}")
 
     def run(self, stream: Any) -> None:
@@ -2246,6 +2249,21 @@ class Studio:
 Fetch = Callable[[str, Path, str], None]
 
 
+def explain(error: Exception, clip: int, tail: str) -> JobError:
+    """What a failed attempt at a clip means for the job."""
+    if isinstance(error, ToolFailed):
+        told = JobError("bad_clip", f"Clip {clip + 1}: {one_line(error)}.", again=True)
+    elif isinstance(error, JobError):
+        told = error
+    else:
+        told = JobError("comfyui_failed", f"ComfyUI: {error}.", again=True)
+    # ComfyUI's files are on the same disk as ours.
+    if told.code in ("bad_clip", "comfyui_failed") and NO_SPACE in f"{error}\n{tail}":
+        told = JobError("media_failed", DISK_FULL)
+    told.tail = told.tail or tail
+    return told
+
+
 class Film:
     """The making of one job's film: all that needs neither queue nor upload.
 
@@ -2358,15 +2376,8 @@ class Film:
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
             self._inspect(clip, part)
-        except (ComfyLost, Unavailable) as error:
-            told = f"ComfyUI: {error}."
-            raise JobError("comfyui_failed", told, again=True, tail=comfy.tail()) from error
-        except ToolFailed as error:
-            told = f"Clip {clip + 1}: {one_line(error)}."
-            raise JobError("bad_clip", told, again=True, tail=comfy.tail()) from error
-        except JobError as error:
-            error.tail = error.tail or comfy.tail()
-            raise
+        except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
+            raise explain(error, clip, comfy.tail()) from error
         if self.settings.comfyui_restart == "clip":
             self.fleet.retire()
         spent = round(time.monotonic() - started, 1)
@@ -2924,7 +2935,7 @@ class Worker:
         # What ended the job must not end the report of it; a stop shortens it.
         self.halt.end()
         decided = job.outcome.exists()
-        has_film = error.code == "shutdown" and job.output.exists()
+        has_film = job.output.exists() and (error.code == "shutdown" or error.detail == DISK_FULL)
         if decided or has_film or isinstance(error, LeaseLost):
             self.outcome = "kept"
             say("job_kept", error.detail, job=job.id)

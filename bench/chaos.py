@@ -4,8 +4,8 @@
     python -m bench.chaos --jobs 20 --faults 30 --seconds 60 --seed 7
 
 The schedule follows from the seed; how it meets the workers is up to the machine. Ends with 1 when
-a job is lost or delivered twice, a film is not the job's own, a process is left over or a stop
-takes too long.
+a job is lost or delivered twice, a film is not the job's own, a job is failed for good for what
+happened around it, a worker ends by itself, a process is left over or a stop takes too long.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from ltx_worker import Size, job_bytes
 from sandbox.client import ROOT, Hosted
 from tests.pictures import likeness, paint, picture
 
@@ -39,6 +41,10 @@ CLIP_FRAMES = 120
 LEASE_S, BEAT_S = 4.0, 0.5
 STOP_S, ORPHAN_S, TAIL_S, YOUNG_S = 20.0, 5.0, 150.0, 3.0
 TICK_S = 0.1
+# What a job may need, without which none is claimed, and room for logs and what waits.
+DISK_BYTES = job_bytes(Size(*SIZE)) + 48 * 2**20
+FULL_S = (0.2, 4.0)
+ZEROS = bytes(4096)
 ATTEMPTS = 1000
 # Films of other jobs differ by 40 levels and more.
 LIKENESS = 14.0
@@ -69,10 +75,28 @@ class Member:
     orphans: int = 0
     slow_stops: int = 0
     crashes: list[int] = field(default_factory=list)
+    free_at: float = 0.0
 
     @property
     def state(self) -> Path:
         return self.folder / "state"
+
+    @property
+    def filler(self) -> Path:
+        return self.state / "filler"
+
+    def fill_disk(self, seconds: float) -> None:
+        """Leaves no room in the state folder for a while."""
+        self.free_at = time.monotonic() + seconds
+        with contextlib.suppress(OSError), self.filler.open("ab", buffering=0) as file:
+            # The bulk at once, then to the last byte.
+            os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(self.state).free - 2**20))
+            while True:
+                file.write(ZEROS)
+
+    def free_disk(self) -> None:
+        self.free_at = 0.0
+        self.filler.unlink(missing_ok=True)
 
     def start(self) -> None:
         command = [sys.executable, "-u", str(ROOT / "ltx_worker.py")]
@@ -104,6 +128,8 @@ class Member:
 
     def tend(self) -> None:
         """Notices its end, holds it to the time of a stop, and starts it again when due."""
+        if self.free_at and time.monotonic() >= self.free_at:
+            self.free_disk()
         if self.process is None:
             if time.monotonic() >= self.back_at:
                 self.start()
@@ -152,6 +178,7 @@ class Stage:
     jobs: dict[str, list[int]] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
     faults: Counter[str] = field(default_factory=Counter)
+    small_disks: bool = False
 
     def add_jobs(self, count: int) -> None:
         for number in range(count):
@@ -234,6 +261,13 @@ def harm_frames(stage: Stage) -> str:
     return f"frames: {name}"
 
 
+def fill_disk(stage: Stage) -> str:
+    seconds = stage.rng.uniform(*FULL_S)
+    member = stage.rng.choice(stage.crew)
+    member.fill_disk(seconds)
+    return "disk: full" if member.process else "disk: full before a start"
+
+
 def cancel_job(stage: Stage) -> str:
     open_jobs = stage.open_jobs()[: len(stage.crew)]
     heard = bool(open_jobs) and stage.hosted.cancel(stage.rng.choice(open_jobs))
@@ -248,12 +282,14 @@ KINDS: dict[Callable[[Stage], str], int] = {
     harm_heartbeats: 5,
     harm_blob: 12,
     harm_frames: 5,
+    fill_disk: 10,
     cancel_job: 2,
 }
 
 
 def strike(stage: Stage) -> None:
-    kind = stage.rng.choices([*KINDS], [*KINDS.values()])[0]
+    kinds = {kind: n for kind, n in KINDS.items() if stage.small_disks or kind is not fill_disk}
+    kind = stage.rng.choices([*kinds], [*kinds.values()])[0]
     stage.faults[kind(stage)] += 1
 
 
@@ -267,8 +303,10 @@ def play(stage: Stage, jobs: int, faults: int, seconds: float) -> None:
         left = len(stage.open_jobs())
         if not left:
             break
-        due = max(pace * (time.monotonic() - began), faults * (jobs - left + 1) / jobs)
-        if stage.faults.total() < min(due, faults):
+        due = max(
+            pace * (time.monotonic() - began), faults * (jobs - left + len(stage.crew)) / jobs
+        )
+        while stage.faults.total() < min(due, faults):
             strike(stage)
         time.sleep(stage.rng.uniform(0.5, 1.5) * TICK_S)
 
@@ -277,6 +315,8 @@ def settle(stage: Stage) -> None:
     """Peace: what is still open has to be brought to its end by whoever is there."""
     stage.hosted.clear_faults()
     stage.hosted.clear_comfyui_script()
+    for member in stage.crew:
+        member.free_disk()
     end = time.monotonic() + TAIL_S
     while stage.open_jobs() and time.monotonic() < end:
         for member in stage.crew:
@@ -374,6 +414,7 @@ def tell(stage: Stage, seconds: float) -> bool:
         and (why := film_is_wrong(files[job], stage.jobs[job], found[-1]["body"]["sizeBytes"]))
     }
     wrong |= {job: "its picture is no picture" for job in stage.bad if completes[job]}
+    blamed = [job for job, row in rows.items() if row["state"] == "failed" and job not in stage.bad]
     uploads = Counter(event["job"] for event in every(stage.hosted, "blob.put"))
     renders = count_renders(stage.hosted)
     orphans = sum(m.orphans for m in stage.crew) + count_living(marked(stage.crew[0].folder.parent))
@@ -387,6 +428,7 @@ def tell(stage: Stage, seconds: float) -> bool:
         *((f"  {name}", count) for name, count in sorted(stage.faults.items())),
         ("delivered", states["completed"]),
         ("failed with a reason", f"{states['failed']} {dict(reasons) or ''}"),
+        ("  of these, good jobs", f"{len(blamed)} {blamed or ''}"),
         ("cancelled", states["cancelled"]),
         ("lost", f"{len(lost)} {lost or ''}"),
         ("delivered twice", f"{len(twice)} {twice or ''}"),
@@ -405,7 +447,7 @@ def tell(stage: Stage, seconds: float) -> bool:
     ]
     for name, value in lines:
         print(f"{name:<36} {value}")
-    return not (lost or twice or wrong or orphans or slow_stops or crashes)
+    return not (lost or twice or wrong or blamed or orphans or slow_stops or crashes)
 
 
 def worker_environ(hosted: Hosted, number: int, folder: Path) -> dict[str, str]:
@@ -436,8 +478,31 @@ def free_port() -> int:
 
 def enlist(hosted: Hosted, base: Path, number: int) -> Member:
     folder = base / f"worker-{number}"
-    folder.mkdir()
+    (folder / "state").mkdir(parents=True)
     return Member(number, folder, worker_environ(hosted, number, folder))
+
+
+def mount_disk(state: Path) -> bool:
+    """A small file system for a state folder, where we may make one."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(state)]
+    return subprocess.run(mount, capture_output=True).returncode == 0
+
+
+def unmount_disk(state: Path, keep: bool) -> None:
+    if keep:
+        shutil.copytree(state, state.with_name("state-at-the-end"))
+    # Lazy, as a process that outlived its worker may be in it.
+    subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def mount_disks(crew: list[Member], stack: contextlib.ExitStack, keep: bool) -> bool:
+    """One small disk for each worker, gone at the end; False when that is not permitted."""
+    for member in crew:
+        if not mount_disk(member.state):
+            print("Nobody here may mount a tmpfs, so no disk gets full.", flush=True)
+            return False
+        stack.callback(unmount_disk, member.state, keep)
+    return True
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -454,6 +519,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     began = time.monotonic()
+    # The way out of a Ctrl-C, on which everything started and mounted here is taken away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         if options.keep:
             options.keep.mkdir(parents=True)
@@ -462,6 +529,7 @@ def main() -> int:
         hosted = stack.enter_context(Hosted(base / "hosted", lease_s=LEASE_S))
         crew = [enlist(hosted, base, number) for number in range(options.workers)]
         stage = Stage(hosted, crew, random.Random(options.seed))
+        stage.small_disks = mount_disks(crew, stack, keep=bool(options.keep))
         for member in crew:
             stack.callback(partial(member.kill, 1e9))
         stage.add_jobs(options.jobs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,23 +12,67 @@ from typing import Any
 
 import pytest
 
-from ltx_worker import Size, job_bytes
-from tests.conftest import Box
+from ltx_worker import DISK_FULL, Size, job_bytes
+from tests.conftest import SIZE, Box
 
+# What tells ffmpeg's call of this moment from its others.
+FFMPEG_AT = {"cutting": "*/0.part*", "encoding": "*trim=*"}
 FAILS_TO_BOOT = {"on": "boot", "kind": "exit", "rc": 1, "message": "CUDA driver is too old"}
 
 
 @pytest.fixture
-def small_disk(box: Box) -> Iterator[Path]:
-    """A state folder on a file system of its own that is too small for a job."""
+def disk(box: Box, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The state folder, on a file system of its own of so many bytes."""
     box.state.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(box.state)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(box.state)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not permitted here")
     yield box.state
     for worker in box.running:
         worker.end()
-    subprocess.run(["umount", str(box.state)], check=True)
+    # Lazy, as a child of the worker may still be on its way out of it.
+    subprocess.run(["umount", "--lazy", str(box.state)], check=True)
+
+
+TOO_SMALL = 64 * 2**20
+ROOMY = job_bytes(Size(*SIZE)) + 32 * 2**20
+
+
+@contextlib.contextmanager
+def filled(disk: Path) -> Iterator[None]:
+    """No room in there, to the last byte."""
+    filler = disk / "filler"
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 2**20)
+        while True:
+            file.write(bytes(2**12))
+    yield
+    filler.unlink()
+
+
+def stop_at(box: Box, moment: str) -> str:
+    """Has the job stopped, or slowed, at this moment; the PATH on which that works."""
+    if moment == "downloading":
+        box.hosted.fault("GET /frames/frame-1*", delay=4)
+    elif moment == "rendering":
+        box.hosted.script_comfyui({"on": "prompt", "kind": "slow", "factor": 10})
+    for name in ("reached", "go"):
+        os.mkfifo(box.folder / name)
+    script = box.folder / "bin" / "ffmpeg"
+    script.parent.mkdir()
+    once = f'mkdir "{box.folder}/once" && echo up > "{box.folder}/reached"'
+    stop = f'if {once}; then read -r _ < "{box.folder}/go"; fi'
+    case = f'case "$*" in {FFMPEG_AT.get(moment, "never")}) {stop};; esac'
+    script.write_text(f'#!/bin/sh\n{case}\nexec {shutil.which("ffmpeg")} "$@"\n')
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
+
+
+def await_moment(box: Box, moment: str) -> None:
+    if moment in FFMPEG_AT:
+        assert (box.folder / "reached").read_text() == "up\n"
+    else:
+        box.hosted.wait("fault" if moment == "downloading" else "comfyui.step")
 
 
 def degraded(event: dict[str, Any]) -> bool:
@@ -60,7 +107,9 @@ def test_bad_jobs_say_nothing_about_the_box(box: Box) -> None:
     assert not [beat for beat in box.hosted.events(kind="heartbeat") if degraded(beat)]
 
 
-def test_no_job_is_claimed_when_the_disk_cannot_hold_one(box: Box, small_disk: Path) -> None:
+@pytest.mark.parametrize("disk", [TOO_SMALL], indirect=True)
+@pytest.mark.usefixtures("disk")
+def test_no_job_is_claimed_when_the_disk_cannot_hold_one(box: Box) -> None:
     box.add_job()
     worker = box.start("run")
     beat = box.hosted.wait("heartbeat", where=degraded)
@@ -68,6 +117,25 @@ def test_no_job_is_claimed_when_the_disk_cannot_hold_one(box: Box, small_disk: P
     box.hosted.wait("heartbeat", after=beat["seq"], where=degraded)
     assert not box.hosted.events(kind="claim")
     assert "MB are free in STATE_DIR" in worker.log
+
+
+@pytest.mark.parametrize("disk", [ROOMY], indirect=True)
+@pytest.mark.parametrize("moment", ["downloading", "rendering", *FFMPEG_AT])
+def test_a_disk_that_fills_up_mid_job_is_a_clear_failure_and_the_worker_goes_on(
+    box: Box, disk: Path, moment: str
+) -> None:
+    job = box.add_job(maxAttempts=1)
+    worker = box.start("run", PATH=stop_at(box, moment))
+    await_moment(box, moment)
+    with filled(disk):
+        if moment in FFMPEG_AT:
+            (box.folder / "go").write_text("on\n")
+        error = box.hosted.wait("fail", job=job)["data"]["error"]
+    assert (error["code"], error["retryable"]) == ("media_failed", True), worker.log
+    assert DISK_FULL in error["message"]
+    box.hosted.wait("complete", job=box.add_job())
+    assert worker.process.poll() is None, worker.log
+    assert not (disk / "jobs" / job).exists()
 
 
 def test_what_a_job_may_need_follows_the_size_of_the_film() -> None:
