@@ -96,13 +96,15 @@ def watch(box: Box, hosted: Hosted) -> Watched:
 def test_beats_tell_idle_busy_and_draining_with_the_job(watched: Watched) -> None:
     told = [(beat["data"]["status"], beat["data"]["jobId"]) for beat in watched.beats]
     changes = [now for before, now in pairwise([(None, None), *told]) if now != before]
-    assert changes == [
+    drained = [
         ("idle", None),
         ("busy", watched.done),
         ("idle", None),
         ("busy", watched.hung),
         ("draining", watched.hung),
     ]
+    # A last beat may come between the job's end and the worker's.
+    assert changes in (drained, [*drained, ("draining", None)])
 
 
 def test_every_beat_has_the_contracts_body(watched: Watched) -> None:
