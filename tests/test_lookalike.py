@@ -383,7 +383,7 @@ def test_other_bytes_under_the_same_name_are_noticed(comfyui: Lookalike) -> None
 
 
 def test_a_free_right_after_a_prompt_is_lost_until_the_next_one(start: Start) -> None:
-    comfyui = start(LOOKALIKE_SETTLE_S="3").ready().upload_pair()
+    comfyui = start(LOOKALIKE_SETTLE_S="2").ready().upload_pair()
     wish = {"unload_models": True, "free_memory": True}
     comfyui.run(flf2v())
     comfyui.post("/free", wish)

@@ -107,9 +107,10 @@ class Engine:
     def work(self) -> None:
         while True:
             item = self._next()
-            outcome = self._execute(item) if item else None
-            self._heed_free_requests()
-            if item:
+            if not item:
+                self._heed_free_requests()
+            else:
+                outcome = self._execute(item)
                 self.script.report("done", promptId=item.prompt_id, status=outcome)
                 # Collecting garbage: a /free that comes in here finds nobody waiting.
                 time.sleep(self.script.times.settle)
@@ -139,6 +140,8 @@ class Engine:
         time.sleep(HISTORY_LAG_S)
         if item.fault.kind != "no_history":
             self.history[item.prompt_id] = run.history_entry(outcome)
+        # Before the end is told, so that a client's /free comes either in time or surely too late.
+        self._heed_free_requests()
         with self.changed:
             self.running = None
             self._tell_status()
