@@ -132,6 +132,17 @@ PART_BYTES = 8 * 2**20
 MAX_CLIP_BYTES = 2 * 2**30
 BOOT_POLL_S = 0.1
 HISTORY_POLL_S = 1.0
+# No longer, because the clip that renders may be done in the meantime.
+STANDBY_LOOK_S = 0.2
+# VRAM is back the moment a process is gone (measured), and /free takes 0.8 to 1.4 s; what stays
+# away longer belongs to somebody else.
+VRAM_BACK, VRAM_GRACE_S = 0.9, 5.0
+# /free is lost in the 0.7 s after a prompt's end, so it comes later and is checked, once more if
+# need be.
+FREE_PAUSE_S, FREE_TRIES, FREE_LOOK_S = 1.0, 2, 1.5
+# One process holds as much after five clips as after one, unless ComfyUI's older memory manager is
+# at work: 29 GB after the first clip, 42 GB after the second.
+MEMORY_GROWTH = 1.25
 COMFY_CALL_S = 5.0
 END_GRACE_S, UNKILLABLE_S = 3.0, 3.0
 LOG_TAIL_LINES = 40
@@ -1540,6 +1551,14 @@ class Child:
         self.end()
         return self.process.returncode
 
+    def memory(self) -> int:
+        """Bytes of RAM that are its own; mapped model files are not. 0 when it is gone."""
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            if found := re.search(r"^RssAnon:\s*(\d+) kB", status, re.MULTILINE):
+                return int(found[1]) * 1024
+        return 0
+
     def ask_to_end(self) -> None:
         if self.alive:
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -1753,28 +1772,44 @@ def join_command(listing: Path, target: Path) -> Any:
     return clips.output(str(target), f="mp4", c="copy", movflags="+faststart", **CLEAN)
 
 
+class Vram(NamedTuple):
+    """Bytes of a GPU's memory."""
+
+    free: int
+    total: int
+
+
 class Comfy:
     """One ComfyUI server: ours when it has a child, otherwise somebody else's, never ended."""
 
     def __init__(self, url: str, halt: Halt, child: Child | None = None, home: Path | None = None):
         self.url, self.halt, self.child, self.home = url, halt, child, home
         self.client_id = uuid.uuid4().hex
+        self.prepared: dict[Path, str] = {}
+        self.first_memory = 0
         # The server is on this machine; a proxy has no business in between.
         self.http = Http(proxies=False)
 
-    def _get(self, path: str, **options: Any) -> Any:
-        reply = self.http.exchange("GET", f"{self.url}{path}", seconds=COMFY_CALL_S, **options)
+    def _get(self, path: str, seconds: float = COMFY_CALL_S) -> Any:
+        reply = self.http.exchange("GET", f"{self.url}{path}", seconds=seconds)
         return reply.json_or(None) if reply.ok else None
 
-    def answers(self) -> bool:
+    def answers(self, seconds: float = COMFY_CALL_S) -> bool:
         """Whether the server at the URL is a ComfyUI, and our child if we have one."""
         try:
-            system = as_dict(as_dict(self._get("/system_stats")).get("system"))
+            system = as_dict(as_dict(self._get("/system_stats", seconds)).get("system"))
         except Unavailable:
             return False
         # A stranger may hold the port, so the child is known by the folder only it was given.
         ours = self.home is None or str(self.home / "output") in as_list(system.get("argv"))
         return ours and "comfyui_version" in system
+
+    def vram(self) -> Vram:
+        """What the server tells of its first device; zeros when it tells nothing."""
+        stats = as_dict(self._get("/system_stats"))
+        devices = [*map(as_dict, as_list(stats.get("devices"))), {}]
+        told = (devices[0].get(name) for name in ("vram_free", "vram_total"))
+        return Vram(*(value if isinstance(value, int) else 0 for value in told))
 
     def await_ready(self, seconds: float) -> None:
         """Raises JobError comfyui_unavailable when our child ends or is not up in time."""
@@ -1806,20 +1841,43 @@ class Comfy:
                     raise missing_model(value, folder)
 
     def flush(self) -> None:
-        """Empties the caches of a server that is not ours.
+        """Empties the server's caches, and looks whether the VRAM came back."""
+        for _ in range(FREE_TRIES):
+            self.halt.wait(FREE_PAUSE_S)
+            before, end = self.vram(), time.monotonic() + FREE_LOOK_S
+            self._post("/free", json={"unload_models": True, "free_memory": True})
+            while time.monotonic() < end:
+                now = self.vram()
+                if now.free >= VRAM_BACK * now.total or now.free > before.free + now.total // 20:
+                    return
+                self.halt.wait(BOOT_POLL_S)
 
-        /free is lost when it arrives just as a prompt ends, hence the pause before it.
-        """
-        self.halt.wait(1.0)
-        self._post("/free", json={"unload_models": True, "free_memory": True})
+    def is_lean(self) -> bool:
+        """Whether our process has not grown since its first clip, after a /free if need be."""
+        assert self.child
+        self.first_memory = self.first_memory or self.child.memory()
+        if self.child.memory() <= MEMORY_GROWTH * self.first_memory:
+            return True
+        grown = {"mb": self.child.memory() >> 20, "first_mb": self.first_memory >> 20}
+        say("comfyui_grown", "Asking it to free its memory.", **grown)
+        self.flush()
+        return self.child.memory() <= MEMORY_GROWTH * self.first_memory
 
     def _post(self, path: str, **options: Any) -> Reply:
         url = f"{self.url}{path}"
         work = functools.partial(self.http.exchange, "POST", url, seconds=30.0, **options)
         return self.halt.call(work, 60.0)
 
+    def prepare(self, images: Mapping[Path, str]) -> None:
+        """Uploads images that a coming prompt will want."""
+        for path, name in images.items():
+            self.prepared[path] = self._upload(path, name)
+
     def upload(self, path: Path, name: str) -> str:
-        """Uploads an image and returns the name the workflow has to use."""
+        """Uploads an image, if that was not done before; the name that the workflow has to use."""
+        return self.prepared.pop(path, "") or self._upload(path, name)
+
+    def _upload(self, path: Path, name: str) -> str:
         with path.open("rb") as file:
             reply = self._post("/upload/image", files={"image": (name, file, "image/png")})
         answer = as_dict(reply.json_or(None)) if reply.ok else {}
@@ -1841,8 +1899,12 @@ class Comfy:
         if not reply.ok or as_dict(answer).get("node_errors"):
             raise read_rejection(answer)
 
-    def render(self, workflow: Workflow, on_step: Callable[[int], None]) -> dict[str, Any]:
+    def render(
+        self, workflow: Workflow, on_step: Callable[[int], None], meanwhile: Callable[[], None]
+    ) -> dict[str, Any]:
         """Runs a prompt to its end and returns its outputs. Raises JobError, ComfyLost.
+
+        meanwhile: called with every sign of life, and about every second without one.
 
         The end is learnt from whichever speaks first of the websocket, the history and the
         process; the websocket is a hint, the history is the truth.
@@ -1854,7 +1916,7 @@ class Comfy:
             try:
                 self.submit(workflow, prompt_id)
                 while not (record := self._look(listener, prompt_id, sampler, on_step)):
-                    pass
+                    meanwhile()
             except JobError:
                 self._interrupt(prompt_id)
                 raise
@@ -1982,11 +2044,19 @@ class ComfyFleet:
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
         self.told_foreign = False
+        # The most that was seen free while nothing of ours was loaded.
+        self.vram_free = 0
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
+        # Where none can be booted, the job that needs one will be told.
+        with contextlib.suppress(JobError):
+            self._warm()
+
+    def _warm(self) -> Comfy:
         if self.spare is None or not self.spare.child:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
+        return self.spare
 
     def fresh(self, again: bool = False) -> Comfy:
         """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches.
@@ -1994,17 +2064,15 @@ class ComfyFleet:
         With COMFYUI_RESTART=job a job's next clip goes to the same process, unless it is tried
         again after a failure.
         """
-        keep = self.settings.comfyui_restart == "job" and not again
-        if keep and self.current and self.current.child and self.current.child.alive:
-            return self.current
+        if not again and (kept := self._kept()):
+            return kept
         self.retire()
         standby, self.is_standby = self.is_standby, False
-        self.warm()
-        assert self.spare
-        self.current, self.spare = self.spare, None
+        self.current, self.spare = self._warm(), None
         try:
             if self.current.child:
                 self.current.await_ready(self.settings.boot_timeout)
+                self._await_vram(self.current)
             else:
                 self.current.flush()
         except Unavailable as error:
@@ -2017,12 +2085,41 @@ class ComfyFleet:
             return self.fresh(again)
         return self.current
 
+    def _kept(self) -> Comfy | None:
+        """The process that renders on; None where a fresh one is due."""
+        comfy = self.current if self.settings.comfyui_restart == "job" else None
+        if comfy is None or not comfy.child or not comfy.child.alive:
+            return None
+        try:
+            return comfy if comfy.is_lean() else None
+        except Unavailable:
+            return None
+
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
         wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
         if wanted and self.current and self.current.child:
             self.is_standby = True
             self.warm()
+
+    def prepare(self, images: Mapping[Path, str]) -> None:
+        """Gives the standby the next clip's images as soon as it is up."""
+        spare = self.spare if self.is_standby else None
+        if spare and not spare.prepared and spare.answers(STANDBY_LOOK_S):
+            # What ails it is met, and told, when it is needed.
+            with contextlib.suppress(Unavailable, ComfyLost):
+                spare.prepare(images)
+
+    def _await_vram(self, comfy: Comfy) -> None:
+        """Waits until the memory of the process before is free again."""
+        end = time.monotonic() + VRAM_GRACE_S
+        while (free := comfy.vram().free) < VRAM_BACK * self.vram_free:
+            if time.monotonic() >= end:
+                told = "Something else on this machine uses the GPU."
+                say("vram_missing", told, logging.WARNING, mb=(self.vram_free - free) >> 20)
+                self.vram_free = free
+            self.halt.wait(BOOT_POLL_S)
+        self.vram_free = max(self.vram_free, free)
 
     def retire(self) -> None:
         """Ends the process that has rendered; its memory is free when this returns."""
@@ -2395,12 +2492,17 @@ class Film:
                 raise
             say("bad_clip_kept", str(error), logging.WARNING, job=self.job.id, clip=clip + 1)
 
+    def _images(self, clip: int) -> dict[Path, str]:
+        """Both images of a clip, and names for them.
+
+        No name is ever used twice: ComfyUI answers a repeated graph from its cache.
+        """
+        frames = (self.job.frame(clip), self.job.frame(clip + 1))
+        return {path: f"{self.job.id}-{uuid.uuid4().hex[:8]}-{path.name}" for path in frames}
+
     def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> dict[str, Any]:
-        # No name is ever used twice: ComfyUI answers a repeated graph from its cache.
-        unique = f"{self.job.id}-{clip}-{uuid.uuid4().hex[:8]}"
-        first = comfy.upload(self.job.frame(clip), f"{unique}-first.png")
-        last = comfy.upload(self.job.frame(clip + 1), f"{unique}-last.png")
-        prefix, size = f"ltx-worker/{unique}", render_size(self.size)
+        first, last = (comfy.upload(path, name) for path, name in self._images(clip).items())
+        prefix, size = f"ltx-worker/{self.job.id}-{uuid.uuid4().hex[:8]}", render_size(self.size)
         shot = Shot(clip, first, last, self.plan.prompts[clip], seed, prefix, size)
         moments = [time.monotonic()]
 
@@ -2412,8 +2514,12 @@ class Film:
                     self.fleet.stand_by()
             self.progress.update("rendering", step=min(step, STEPS))
 
+        def meanwhile() -> None:
+            if clip + 1 < self.plan.clips:
+                self.fleet.prepare(self._images(clip + 1))
+
         self.progress.update("rendering")
-        outputs = comfy.render(build_workflow(shot, self.settings), on_step)
+        outputs = comfy.render(build_workflow(shot, self.settings), on_step, meanwhile)
         spent = time.monotonic() - moments[-1]
         self.studio.note("render", spent, self.job, clip=clip + 1, seed=seed)
         return outputs
@@ -2840,6 +2946,8 @@ class Worker:
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
+        if not decided:
+            self.studio.fleet.warm()
         if not decided and job.stage_data != stage_data:
             job.remove()
         if not job.order.exists():

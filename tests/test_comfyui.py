@@ -471,3 +471,70 @@ def test_a_standby_that_dies_costs_only_a_plain_restart(box: Box) -> None:
     assert pids(box.hosted, "prompt") == [booted[0], booted[2], booted[4]]
     assert box.children() == []
     assert "No module named 'torch'" in worker.log, "what the standby died of is not told"
+
+
+def test_the_standby_has_the_images_of_its_clip_before_the_clip_before_is_done(box: Box) -> None:
+    box.hosted.script_comfyui(SLOW)
+    job = box.add_job(clips=2)
+    worker = box.run_once(COMFYUI_STANDBY="1")
+    assert box.hosted.job(job)["state"] == "completed", worker.log
+    second = pids(box.hosted, "prompt")[1]
+    done = box.hosted.events("comfyui.done")[0]["seq"]
+    uploads = [one for one in box.hosted.events("comfyui.upload") if one["data"]["pid"] == second]
+    assert [one["seq"] < done for one in uploads] == [True, True]
+    (prompt,) = (
+        one["data"]["prompt"]
+        for one in box.hosted.events("comfyui.prompt")
+        if one["data"]["pid"] == second
+    )
+    wanted = [n["inputs"]["image"] for n in prompt.values() if n["class_type"] == "LoadImage"]
+    assert [one["data"]["name"] for one in uploads] == wanted
+
+
+def test_a_prompt_waits_for_the_vram_of_the_process_before(box: Box) -> None:
+    """The second process sees a full card for some seconds after it is up."""
+    box.hosted.script_comfyui(NO_FAULT, on_prompt("slow"), on_boot("crowded", seconds=3))
+    job = box.add_job(clips=2)
+    worker = box.run_once()
+    assert box.hosted.job(job)["state"] == "completed", worker.log
+    ready = box.hosted.events("comfyui.ready")[1]["t"]
+    assert box.hosted.events("comfyui.prompt")[1]["t"] - ready > 2
+
+
+def test_vram_that_does_not_come_back_is_told_and_waited_for_only_once(box: Box) -> None:
+    crowded = on_boot("crowded", seconds=600)
+    box.hosted.script_comfyui(NO_FAULT, crowded, crowded)
+    job = box.add_job(clips=3)
+    worker = box.run_once()
+    assert box.hosted.job(job)["state"] == "completed", worker.log
+    assert worker.log.count("vram_missing mb=") == 1
+
+
+# One process for a whole job
+
+
+def test_with_restart_job_one_process_renders_the_job_and_the_next_job_has_a_fresh_one(
+    box: Box,
+) -> None:
+    box.add_job(clips=2)
+    last = box.add_job(clips=1)
+    worker = box.start("run", COMFYUI_RESTART="job")
+    assert box.await_outcome(last)["kind"] == "complete", worker.log
+    first, second, third = pids(box.hosted, "prompt")
+    assert first == second != third
+    offsets = [min(map(int, one["data"]["prompt"])) for one in box.hosted.events("comfyui.prompt")]
+    assert offsets == [1, 1001, 1]
+    assert box.hosted.events("comfyui.free") == []
+
+
+@pytest.mark.parametrize(("stays", "processes"), [("", 1), ("1", 2)], ids=["freed", "kept"])
+def test_with_restart_job_memory_that_grows_is_freed_or_the_process_replaced(
+    box: Box, stays: str, processes: int
+) -> None:
+    job = box.add_job(clips=3)
+    box.settings.update({"LOOKALIKE_LEAK_MB": "150", "LOOKALIKE_LEAK_STAYS": stays})
+    worker = box.run_once(COMFYUI_RESTART="job")
+    assert box.hosted.job(job)["state"] == "completed", worker.log
+    story = seen(box.hosted, "boot", "prompt", "free")
+    assert story == ["boot", "prompt", "prompt", "free", *["boot"] * (processes - 1), "prompt"]
+    assert worker.log.count("comfyui_grown") == 1

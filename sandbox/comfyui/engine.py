@@ -42,6 +42,7 @@ class Engine:
         self.last_node: str | None = None
         self.last_video: Path | None = None
         self.loaded = self.warm = self.used = False
+        self.leaked: list[bytes] = []
 
     # What the routes call.
 
@@ -98,7 +99,7 @@ class Engine:
 
     def vram_free(self) -> int:
         """Bytes."""
-        if self.loaded:
+        if self.loaded or time.monotonic() < self.script.crowded_until:
             return SPARE_VRAM
         return self.script.vram_total - (UNLOADED_VRAM if self.used else IDLE_VRAM)
 
@@ -132,6 +133,8 @@ class Engine:
         started = time.monotonic()
         self.interrupted.clear()
         self.used = True
+        # Ones, because the kernel would not hand out memory for zeros.
+        self.leaked.append(b"\1" * (self.script.leak_mb << 20))
         self.client_id = item.extra_data.get("client_id")
         self.script.report("start", promptId=item.prompt_id)
         run = Run(self, item)
@@ -163,6 +166,8 @@ class Engine:
 
     def unload(self) -> None:
         self.loaded = self.warm = False
+        if not self.script.leak_stays:
+            self.leaked.clear()
 
     def forget_all_but(self, signatures: set[str]) -> None:
         """The classic cache: what the new prompt does not use is gone."""

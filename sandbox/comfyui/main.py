@@ -78,6 +78,8 @@ def boot(options: argparse.Namespace, script: Script) -> None:
         time.sleep(script.times.boot / len(BOOT_LOG))
     if fault.kind == "slow":
         time.sleep(float(fault.get("seconds", 10)))
+    elif fault.kind == "crowded":
+        script.crowd(float(fault.get("seconds", 10)))
     elif fault.kind == "hang":
         threading.Event().wait()
     elif fault.kind == "segfault":

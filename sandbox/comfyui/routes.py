@@ -181,6 +181,7 @@ class Routes:
         if not path.parent.is_dir():
             return web.Response(status=500)  # "a/b.png": nobody makes the folder a
         path.write_bytes(content)
+        await asyncio.to_thread(self.engine.script.report, "upload", name=path.name)
         return web.json_response({"name": path.name, "subfolder": subfolder, "type": kind})
 
     async def view(self, request: web.Request) -> web.StreamResponse:

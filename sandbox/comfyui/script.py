@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 2.0
-ON_BOOT = "exit hang slow segfault stranger"
+ON_BOOT = "exit hang slow segfault stranger crowded"
 ON_PROMPT = (
     "execution_error oom segfault kill hang freeze slow no_history"
     " ws_drop ws_refuse ws_garbage node_errors reject escape"
@@ -84,10 +85,17 @@ class Script:
         self.missing_models = _names(env.get("LOOKALIKE_MISSING_MODELS", ""))
         self.gpu_name = env.get("LOOKALIKE_GPU_NAME", "NVIDIA GeForce RTX 5090")
         self.vram_total = int(env.get("LOOKALIKE_VRAM_TOTAL", 34_190_458_880))  # bytes
+        # What every prompt leaves behind in RAM, in MB, and whether /free gives it back.
+        self.leak_mb = int(env.get("LOOKALIKE_LEAK_MB", 0))
+        self.leak_stays = env.get("LOOKALIKE_LEAK_STAYS") == "1"
+        self.crowded_until = 0.0  # monotonic: somebody else's models fill the card
         self.control_url = env.get("LOOKALIKE_CONTROL_URL")
         self.standing_fault = json.loads(env.get("LOOKALIKE_FAULT", "{}"))
         # No proxy: the control server is on this machine, whatever http_proxy says.
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def crowd(self, seconds: float) -> None:
+        self.crowded_until = time.monotonic() + seconds
 
     def report(self, event: str, **facts: Any) -> Fault | None:
         """Tell the control server what happens; its answer, or LOOKALIKE_FAULT, is the fault."""
