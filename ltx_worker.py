@@ -2202,6 +2202,13 @@ def keep_json(target: Path, value: object) -> None:
     keep(part, target)
 
 
+def write_json(target: Path, value: object) -> None:
+    """As keep_json, for what may be lost when the machine dies."""
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.replace(target)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from our own folder; empty when there is none or it cannot be read."""
     try:
@@ -2252,19 +2259,58 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Pace:
+    """How long the parts of a job take on this machine with these settings; outlives a restart."""
+
+    KEPT = 20
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = settings.state_dir / "pace.json"
+        ways = (settings.comfyui_restart, settings.comfyui_standby)
+        self.terms = f"{settings.size} {settings.sampler} {ways}"
+        known = read_json(self.path)
+        self.seconds = as_dict(known.get("seconds")) if known.get("terms") == self.terms else {}
+
+    def note(self, part: str, seconds: float) -> None:
+        newest = [*as_list(self.seconds.get(part)), round(seconds, 1)][-self.KEPT :]
+        self.seconds[part] = newest
+        # Lost without harm, so a full disk is nobody's concern here.
+        with contextlib.suppress(OSError):
+            write_json(self.path, {"terms": self.terms, "seconds": self.seconds})
+
+    def typical(self, part: str) -> float | None:
+        """The median of the newest; None when there is none."""
+        numbers = (one for one in as_list(self.seconds.get(part)) if isinstance(one, int | float))
+        known = sorted(numbers)
+        return known[len(known) // 2] if known else None
+
+
+# The parts of a job whose pace is known, in their order; before them it is being prepared.
+PARTS = ("clip", "encoding", "joining", "uploading", "reporting")
+
+
+def part_of(stage: str) -> str:
+    """The part that a stage belongs to; '' while the job is prepared."""
+    if stage in ("booting", "rendering"):
+        return "clip"
+    return stage if stage in PARTS else ""
+
+
 class Progress:
     """What the worker is doing: the one source of heartbeats, STATUS=, `status` and the bar."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
         self._lock = threading.Lock()
         self.trouble = ""
         self.begin("")
 
     def begin(self, job_id: str) -> None:
         with self._lock:
-            self.job_id, self.stage, self.started = job_id, "starting", time.monotonic()
+            self.job_id, self.stage = job_id, "starting"
             self.clip = self.clips = self.step = self.steps = 0
-            self.percent, self.head_start, self.touched = 0.0, 0.0, time.time()
+            self.percent, self.touched = 0.0, time.time()
+            self.part, self.part_began = ("", 0), time.monotonic()
 
     def update(self, stage: str, **numbers: int) -> None:
         """numbers: clip (from 1), clips, step, steps. Percent never goes backwards."""
@@ -2274,17 +2320,37 @@ class Progress:
             self.stage, self.touched = stage, time.time()
             for name, value in numbers.items():
                 setattr(self, name, value)
+            self._time_parts()
             done = percent_done(stage, self.clip, self.clips, self.step, self.steps)
-            # A job that is taken up again begins far in; that was not done in this time.
-            self.head_start = self.head_start if self.percent else done
             self.percent = max(self.percent, round(done, 1))
+
+    def _time_parts(self) -> None:
+        """A part that went on to the next has shown its pace; one that failed has not."""
+        part, now = (part_of(self.stage), self.clip), time.monotonic()
+        if part == self.part:
+            return
+        (before, _), (after, _) = self.part, part
+        if before and after and (after != "reporting" or before == "uploading"):
+            self.pace.note(before, now - self.part_began)
+        self.part, self.part_began = part, now
+
+    def _seconds_left(self) -> int | None:
+        """By what the parts took before; None until a clip was made on this machine."""
+        clip, part = self.pace.typical("clip"), self.part[0]
+        if clip is None or not self.clips:
+            return None
+        behind = PARTS.index(part) + 1 if part else 0
+        left = sum(self.pace.typical(name) or 0.0 for name in PARTS[max(1, behind) :])
+        if part in ("", "clip"):
+            left += clip * (self.clips - self.clip)
+        if part:
+            spent = time.monotonic() - self.part_began
+            left += max(0.0, (self.pace.typical(part) or 0.0) - spent)
+        return round(left)
 
     def snapshot(self) -> dict[str, Any]:
         """The contract's `progress`, and the `jobId` that it is about."""
         with self._lock:
-            spent = time.monotonic() - self.started
-            done = self.percent - self.head_start
-            eta = round(spent * (100 - self.percent) / done) if done >= 5 else None
             counts = {"clip": self.clip, "clips": self.clips, "step": self.step}
             return {
                 "jobId": self.job_id or None,
@@ -2292,7 +2358,7 @@ class Progress:
                 **counts,
                 "steps": self.steps,
                 "percent": self.percent,
-                "etaSec": eta,
+                "etaSec": self._seconds_left() if self.job_id else None,
                 "lastProgressAt": format_utc(self.touched),
             }
 
@@ -2305,7 +2371,8 @@ class Progress:
         now = self.snapshot()
         where = f"clip {now['clip']}/{now['clips']} " if now["clip"] else ""
         step = f"step {now['step']}/{now['steps']} " if now["stage"] == "rendering" else ""
-        return f"job {self.job_id}: {now['stage']} {where}{step}{now['percent']:.0f} %"
+        left = f", about {now['etaSec']} s left" if now["etaSec"] is not None else ""
+        return f"job {self.job_id}: {now['stage']} {where}{step}{now['percent']:.0f} %{left}"
 
 
 class Studio:
@@ -2800,7 +2867,7 @@ class Worker:
 
     def __init__(self, settings: Settings, halt: Halt) -> None:
         self.settings, self.halt = settings, halt
-        self.progress = Progress()
+        self.progress = Progress(Pace(settings))
         self.api = QueueApi(settings, halt)
         self.frames = FrameHost(settings, halt)
         self.studio = Studio(settings, halt, self.progress)
@@ -2911,10 +2978,8 @@ class Worker:
         }
         if status != self.status:
             self.status = status
-            part = self.settings.state_dir / "status.part"
             with contextlib.suppress(OSError):
-                part.write_text(json.dumps(status))
-                part.replace(self.settings.state_dir / "status.json")
+                write_json(self.settings.state_dir / "status.json", status)
 
     def _rest(self, asked: object) -> None:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
@@ -3118,8 +3183,7 @@ def draw_bar(progress: Progress, width: int = 30) -> str:
         return ""
     now = progress.snapshot()
     full = round(width * now["percent"] / 100)
-    eta = f" {now['etaSec']} s left" if now["etaSec"] is not None else ""
-    return f"[{'█' * full}{'░' * (width - full)}] {progress.sentence()}{eta}"
+    return f"[{'█' * full}{'░' * (width - full)}] {progress.sentence()}"
 
 
 @contextlib.contextmanager
@@ -3218,7 +3282,7 @@ def render_command(options: argparse.Namespace) -> int:
             raise UsageError(f"{frame}: there is no such picture")
     handler = start_logging(settings)
     check_tools()
-    halt, progress = Halt(), Progress()
+    halt, progress = Halt(), Progress(Pace(settings))
     with (
         state_folder(settings),
         signals(halt),
