@@ -510,6 +510,22 @@ def test_vram_that_does_not_come_back_is_told_and_waited_for_only_once(box: Box)
     assert worker.log.count("vram_missing mb=") == 1
 
 
+def test_a_standby_renders_the_next_job_and_is_ended_when_none_comes(box: Box) -> None:
+    box.add_job()
+    last = box.add_job()
+    worker = box.start("run", COMFYUI_STANDBY="1", COMFYUI_IDLE_STOP_S="1")
+    assert box.await_outcome(last)["kind"] == "complete", worker.log
+    booted = pids(box.hosted, "boot")
+    assert len(booted) == 3
+    assert pids(box.hosted, "prompt") == booted[:2]
+    for _ in range(40):
+        if not box.children():
+            break
+        box.hosted.wait("heartbeat", after=box.hosted.now())
+    assert box.children() == []
+    assert worker.process.poll() is None
+
+
 # One process for a whole job
 
 
