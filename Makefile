@@ -1,5 +1,7 @@
 # Each target sets up what it needs by itself; a second run finds it done.
 PYTHON := .venv/bin/python
+# Hundreds of short processes run the same code: it is compiled once, whatever the machine prefers.
+export PYTHONDONTWRITEBYTECODE :=
 .PHONY: demo test lint chaos
 
 demo:

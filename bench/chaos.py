@@ -17,7 +17,6 @@ import random
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ltx_worker import Size, job_bytes
-from sandbox.client import ROOT, Hosted
+from sandbox.client import LIGHT, ROOT, Hosted, inherited
 from tests.pictures import likeness, paint, picture
 
 SIZE = (128, 64)
@@ -451,29 +450,16 @@ def tell(stage: Stage, seconds: float) -> bool:
 
 
 def worker_environ(hosted: Hosted, number: int, folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return {
-        **kept,
+        **inherited(),
+        **LIGHT,
         **TIMES,
-        "API_URL": hosted.url,
-        "VIDEOGEN_WORKER_SECRET": hosted.secret,
-        "BLOB_READ_WRITE_TOKEN": hosted.blob_token,
-        "VERCEL_BLOB_API_URL": hosted.blob_api_url,
-        "COMFYUI_DIR": str(ROOT / "sandbox" / "comfyui"),
-        "COMFYUI_PYTHON": sys.executable,
-        "COMFYUI_URL": f"http://127.0.0.1:{free_port()}",
-        "LOOKALIKE_CONTROL_URL": hosted.comfyui_control_url,
-        "WATERMARK_PATH": str(ROOT / "sandbox" / "frames" / "watermark.png"),
-        "FRAME_HOSTS": "127.0.0.1",
+        **hosted.worker_settings(),
+        **hosted.lookalike_settings(),
         "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
         "STATE_DIR": str(folder / "state"),
         "WORKER_ID": f"worker-{number}",
     }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def enlist(hosted: Hosted, base: Path, number: int) -> Member:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,12 +22,26 @@ from sandbox.hosted import DEFAULT_SECRET, DEFAULT_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_POLL_S = 20.0
+# For the many short-lived processes: OpenBLAS would start threads at every import, OpenSSL would
+# read every certificate of the system, and nobody here multiplies matrices or speaks TLS.
+LIGHT = {"OPENBLAS_NUM_THREADS": "1", "SSL_CERT_FILE": os.devnull}
+INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR")
 
 Event = dict[str, Any]
 
 
 class NothingHappened(AssertionError, TimeoutError):
     """The event waited for did not come; the message lists the last ones that did."""
+
+
+def inherited() -> dict[str, str]:
+    """What a worker takes over from our environment, which may have the operator's settings."""
+    return {name: os.environ[name] for name in INHERITED if name in os.environ}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 class Hosted:
@@ -86,7 +102,11 @@ class Hosted:
         self.state.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=log
+                self._command(),
+                cwd=ROOT,
+                env={**os.environ, **LIGHT},
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -96,6 +116,27 @@ class Hosted:
         self.url = json.loads(line)["url"]
         # A restart is an outage and a recovery of one address, so the port is kept.
         self._port = int(self.url.rpartition(":")[2])
+
+    def worker_settings(self) -> dict[str, str]:
+        """For a worker of this sandbox; what renders and where its state is comes on top."""
+        return {
+            "API_URL": self.url,
+            "VIDEOGEN_WORKER_SECRET": self.secret,
+            "BLOB_READ_WRITE_TOKEN": self.blob_token,
+            "VERCEL_BLOB_API_URL": self.blob_api_url,
+            "BLOB_ACCESS": "public",
+            "WATERMARK_PATH": str(ROOT / "sandbox" / "frames" / "watermark.png"),
+            "FRAME_HOSTS": "127.0.0.1",
+        }
+
+    def lookalike_settings(self) -> dict[str, str]:
+        """For a worker that renders with the look-alike."""
+        return {
+            "COMFYUI_DIR": str(ROOT / "sandbox" / "comfyui"),
+            "COMFYUI_PYTHON": sys.executable,
+            "COMFYUI_URL": f"http://localhost:{free_port()}",
+            "LOOKALIKE_CONTROL_URL": self.comfyui_control_url,
+        }
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "sandbox.hosted", "--state", str(self.state.absolute())]

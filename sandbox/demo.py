@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 import dotenv
 from PIL import Image, ImageDraw, ImageFont
 
-from sandbox.client import ROOT, Hosted
+from sandbox.client import ROOT, Hosted, inherited
 
 RESULTS = ROOT / "demo"
 FILM, SHEET, LOG = (RESULTS / n for n in ("walkthrough.mp4", "contact-sheet.png", "worker.log"))
@@ -96,13 +95,7 @@ def sandbox(folder: Path) -> Iterator[Hosted]:
 
 def worker_environ(hosted: Hosted, state: Path) -> dict[str, str]:
     fixed = {
-        "API_URL": hosted.url,
-        "VIDEOGEN_WORKER_SECRET": hosted.secret,
-        "BLOB_READ_WRITE_TOKEN": hosted.blob_token,
-        "VERCEL_BLOB_API_URL": hosted.blob_api_url,
-        "BLOB_ACCESS": "public",
-        "WATERMARK_PATH": str(FRAMES / "watermark.png"),
-        "FRAME_HOSTS": "127.0.0.1",
+        **hosted.worker_settings(),
         "STATE_DIR": str(state),
         "WORKER_ID": "demo-worker",
         "PYTHONUNBUFFERED": "1",
@@ -112,27 +105,9 @@ def worker_environ(hosted: Hosted, state: Path) -> dict[str, str]:
         return {**os.environ, **fixed, "VIDEO_SIZE": size}
     # Set but empty, a name of the operator's .env counts as unset.
     unset = dict.fromkeys(dotenv.dotenv_values(ROOT / ".env"), "")
-    return {**inherited(), **unset, **fixed, **lookalike()}
-
-
-def inherited() -> dict[str, str]:
-    names = ("PATH", "HOME", "LANG", "TERM", "TMPDIR")
-    return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def lookalike() -> dict[str, str]:
-    return {
-        "COMFYUI_DIR": str(ROOT / "sandbox" / "comfyui"),
-        "COMFYUI_PYTHON": sys.executable,
-        "COMFYUI_URL": f"http://localhost:{free_port()}",
-        "VIDEO_SIZE": "1920x1080",
-        **{f"LOOKALIKE_{name}_S": seconds for name, seconds in LOOKALIKE_SECONDS.items()},
-    }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    pace = {f"LOOKALIKE_{name}_S": seconds for name, seconds in LOOKALIKE_SECONDS.items()}
+    rendering = {**hosted.lookalike_settings(), "VIDEO_SIZE": "1920x1080", **pace}
+    return {**inherited(), **unset, **fixed, **rendering}
 
 
 def run_worker(environ: dict[str, str]) -> int:

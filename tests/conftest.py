@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,17 +16,12 @@ from typing import Any
 
 import pytest
 
-from sandbox.client import Hosted
+from sandbox.client import LIGHT, Hosted, free_port, inherited
 from tests.pictures import picture
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "ltx_worker.py"
 SIZE = (256, 144)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -81,22 +75,16 @@ class Box:
         self.watermark.write_bytes(picture((120, 40), "mark", mode="RGBA"))
         self.running: list[Running] = []
         self.settings = {
-            "API_URL": hosted.url,
-            "VIDEOGEN_WORKER_SECRET": hosted.secret,
-            "BLOB_READ_WRITE_TOKEN": hosted.blob_token,
-            "VERCEL_BLOB_API_URL": hosted.blob_api_url,
-            "COMFYUI_DIR": str(ROOT / "sandbox" / "comfyui"),
-            "COMFYUI_PYTHON": sys.executable,
+            **hosted.worker_settings(),
+            **hosted.lookalike_settings(),
             "COMFYUI_URL": f"http://localhost:{self.port}",
             "COMFYUI_STANDBY": "0",
             "WATERMARK_PATH": str(self.watermark),
-            "FRAME_HOSTS": "127.0.0.1",
             "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
             "STATE_DIR": str(self.state),
             "WORKER_ID": "test-worker",
             "POLL_INTERVAL_S": "0.2",
             "HEARTBEAT_INTERVAL_S": "0.5",
-            "LOOKALIKE_CONTROL_URL": f"{hosted.url}/control/comfyui",
             "LOOKALIKE_BOOT_S": "0.1",
             "LOOKALIKE_LOAD_S": "0.05",
             "LOOKALIKE_STEP_S": "0.02",
@@ -105,9 +93,9 @@ class Box:
 
     def environ(self, **changes: str) -> dict[str, str]:
         """The machine's environment; a setting given as '' is unset."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         settings = {**self.settings, **changes}
-        return {**kept, **{name: value for name, value in settings.items() if value}}
+        given = {name: value for name, value in settings.items() if value}
+        return {**inherited(), **LIGHT, **given}
 
     def start(self, *arguments: str, **changes: str) -> Running:
         command = [sys.executable, "-u", str(WORKER), *arguments]

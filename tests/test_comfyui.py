@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from ltx_worker import FAULTS
-from sandbox.client import Hosted
-from tests.conftest import Box, foreign_comfyui, free_port, serving
+from sandbox.client import Hosted, free_port
+from tests.conftest import Box, foreign_comfyui, serving
 from tests.pictures import picture
 
 Event = dict[str, Any]

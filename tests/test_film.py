@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import SIZE, WORKER, Box, Running, a_stage, free_port, made_once
+from sandbox.client import free_port
+from tests.conftest import SIZE, WORKER, Box, Running, a_stage, made_once
 from tests.pictures import Array, likeness, picture
 
 CLIP_FRAMES = 120

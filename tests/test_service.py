@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, WORKER, Box, free_port
+from sandbox.client import free_port
+from tests.conftest import ROOT, WORKER, Box
 
 UNIT = ROOT / "systemd" / "ltx-worker.service"
 HUNG = {"on": "prompt", "kind": "hang", "at": 3}

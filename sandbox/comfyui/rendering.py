@@ -264,7 +264,7 @@ def _frame_order(length: int, pingpong: bool) -> list[int]:
 def _ffmpeg_command(film: Film, path: Path, encoding: Encoding) -> list[str]:
     size, rate = f"{film.width}x{film.height}", str(encoding.frame_rate)
     source = f"-f rawvideo -pix_fmt yuv420p -s {size} -r {rate} -i -".split()
-    codec = f"-an -c:v {encoding.codec} -preset veryfast -threads 2 -crf {encoding.crf}".split()
+    codec = f"-an -c:v {encoding.codec} -preset ultrafast -threads 2 -crf {encoding.crf}".split()
     comment = [] if encoding.comment is None else ["-metadata", f"comment={encoding.comment}"]
     return [
         *("ffmpeg", "-v", "error", "-y"),
