@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 # Hundreds of short processes run the same code: it is compiled once, whatever the machine prefers.
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test lint chaos
+.PHONY: demo test lint chaos bench
 
 demo:
 	@.ci/setup ffmpeg
@@ -17,6 +17,10 @@ lint:
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy --strict
+
+bench:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m bench.overhead
 
 # Some five minutes of everything dying at any moment; the tests run a slice of it.
 chaos:

@@ -1636,6 +1636,15 @@ def read_gpu(settings: Settings) -> dict[str, object] | None:
         return None
 
 
+class Picture(NamedTuple):
+    """A picture file: ffmpeg's demuxer for it, its EXIF orientation, its size when upright."""
+
+    path: Path
+    demuxer: str
+    orientation: int
+    size: Size
+
+
 class Media:
     """ffmpeg and ffprobe, as children at low priority that know none of our secrets."""
 
@@ -1672,8 +1681,8 @@ class Media:
         except (ValueError, IndexError) as error:
             raise ToolFailed("there is no picture in it") from error
 
-    def check_picture(self, path: Path) -> tuple[str, int, Size]:
-        """Demuxer, EXIF orientation and upright size. Raises ToolFailed when it is no picture."""
+    def check_picture(self, path: Path) -> Picture:
+        """What is known of a picture before it is decoded. Raises ToolFailed when it is none."""
         if not path.is_file() or not path.stat().st_size:
             raise ToolFailed("the file is missing or empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -1688,14 +1697,14 @@ class Media:
         size = Size(int(stream.get("width", 0)), int(stream.get("height", 0)))
         if not 0 < size.width * size.height <= MAX_FRAME_PIXELS:
             raise ToolFailed("it is damaged, or has more than 64 million pixels")
-        return demuxer, orientation, Size(*size[::-1]) if orientation > 4 else size
+        upright = Size(*size[::-1]) if orientation > 4 else size
+        return Picture(path, demuxer, orientation, upright)
 
-    def prepare_frame(self, source: Path, target: Path, shape: Size) -> None:
+    def prepare_frame(self, picture: Picture, target: Path, shape: Size) -> None:
         """Decodes a frame fully, sets it upright, crops it to `shape` and scales it there."""
-        demuxer, orientation, size = self.check_picture(source)
-        crop = center_crop(size, shape)
-        stream = read_picture(source, demuxer)
-        for name, argument in UPRIGHT.get(orientation, ()):
+        crop = center_crop(picture.size, shape)
+        stream = read_picture(picture.path, picture.demuxer)
+        for name, argument in UPRIGHT.get(picture.orientation, ()):
             stream = stream.filter(name, *filter(None, [argument]))
         stream = stream.filter("crop", *crop, exact=1).filter("scale", *shape, flags="lanczos")
         part = target.with_suffix(".part")
@@ -1706,14 +1715,14 @@ class Media:
     def check_watermark(self, path: Path) -> Size:
         """Decodes the watermark fully. Raises JobError watermark_missing."""
         try:
-            demuxer, _, size = self.check_picture(path)
-            if demuxer != "png_pipe":
+            mark = self.check_picture(path)
+            if mark.demuxer != "png_pipe":
                 raise ToolFailed("it is not a PNG")
-            self.run(read_picture(path, demuxer).output("-", f="null"))
+            self.run(read_picture(path, mark.demuxer).output("-", f="null"))
         except (ToolFailed, OSError) as error:
             told = f"WATERMARK_PATH={str(path)!r}: {one_line(error)}. Put a PNG there."
             raise JobError("watermark_missing", told) from error
-        return size
+        return mark.size
 
     def check_video(self, path: Path, frames: int, size: Size) -> None:
         """Raises ToolFailed unless the video has these frames, this size and 24 fps."""
@@ -2020,7 +2029,7 @@ class Listener:
         if data.get("prompt_id") != prompt_id:
             return False
         step = data.get("value")
-        if message.get("type") == "progress" and data.get("node") == sampler:
+        if message.get("type") in ("executing", "progress") and data.get("node") == sampler:
             on_step(step if isinstance(step, int) else 0)
         # The history is written between execution_success and this message.
         return message.get("type") == "executing" and data.get("node") is None
@@ -2098,7 +2107,7 @@ class ComfyFleet:
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
         wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
-        if wanted and self.current and self.current.child:
+        if wanted and self.current and self.current.child and not self.is_standby:
             self.is_standby = True
             self.warm()
 
@@ -2120,6 +2129,11 @@ class ComfyFleet:
                 self.vram_free = free
             self.halt.wait(BOOT_POLL_S)
         self.vram_free = max(self.vram_free, free)
+
+    def dismiss(self) -> None:
+        """Asks the process that has rendered to end, where the next clip gets a fresh one."""
+        if self.settings.comfyui_restart == "clip" and self.current and self.current.child:
+            self.current.child.ask_to_end()
 
     def retire(self) -> None:
         """Ends the process that has rendered; its memory is free when this returns."""
@@ -2473,11 +2487,11 @@ class Film:
             for number in range(len(self.plan.frames)):
                 source, frame = self.job.source(number), self.job.frame(number)
                 try:
-                    _, _, size = self.media.check_picture(source)
-                    if number == 0 and size.height > size.width:
+                    picture = self.media.check_picture(source)
+                    if number == 0 and picture.size.height > picture.size.width:
                         self.size = Size(*self.size[::-1])
                     if not frame.exists():
-                        self.media.prepare_frame(source, frame, render_size(self.size))
+                        self.media.prepare_frame(picture, frame, render_size(self.size))
                 except ToolFailed as error:
                     told = f"stageData.frames[{number}]: {one_line(error)}."
                     raise JobError("frame_invalid", told) from error
@@ -2539,11 +2553,10 @@ class Film:
         part = self.job.raw(clip).with_suffix(".part")
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
+            self.fleet.dismiss()
             self._inspect(clip, part)
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
             raise explain(error, clip, comfy.tail()) from error
-        if self.settings.comfyui_restart == "clip":
-            self.fleet.retire()
         spent = round(time.monotonic() - started, 1)
         keep_json(self.job.record(clip), {"seed": seed, "renderSec": spent, "attempts": attempt})
         keep(part, self.job.raw(clip))
@@ -2574,11 +2587,12 @@ class Film:
         moments = [time.monotonic()]
 
         def on_step(step: int) -> None:
-            if len(moments) == 1:
+            # From where the sampler begins, what is left of a clip lasts as long as a boot.
+            if self.studio.expects_more or clip + 1 < self.plan.clips:
+                self.fleet.stand_by()
+            if step and len(moments) == 1:
                 moments.append(time.monotonic())
                 self.studio.note("load", moments[1] - moments[0], self.job, clip=clip + 1)
-                if self.studio.expects_more or clip + 1 < self.plan.clips:
-                    self.fleet.stand_by()
             self.progress.update("rendering", step=min(step, STEPS))
 
         def meanwhile() -> None:
@@ -3012,12 +3026,21 @@ class Worker:
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
         if not decided:
-            self.studio.fleet.warm()
+            self._foresee(stage_data)
         if not decided and job.stage_data != stage_data:
             job.remove()
         if not job.order.exists():
             job.create(stage_data)
         return job if self._claim_job(job) else None
+
+    def _foresee(self, stage_data: object) -> None:
+        """Boots ComfyUI while a job is claimed, if the job looks as if it will be rendered."""
+        with contextlib.suppress(JobError):
+            mark = self.settings.watermark
+            if not parse_stage_data(stage_data).watermark or (
+                mark.is_file() and mark.stat().st_size
+            ):
+                self.studio.fleet.warm()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.

@@ -21,7 +21,7 @@ from tests.pictures import picture
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = ROOT / "ltx_worker.py"
-SIZE = (256, 144)
+SIZE = (128, 72)
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -24,8 +24,8 @@ from tests.pictures import picture
 Event = dict[str, Any]
 Step = dict[str, Any]
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# What a clip of a 256x144 film looks like when it comes from ComfyUI.
-RENDERED = "testsrc=size=256x160:rate=24"
+# What a clip of a 128x72 film looks like when it comes from ComfyUI.
+RENDERED = "testsrc=size=128x96:rate=24"
 
 
 def on_prompt(kind: str, **details: Any) -> Step:
@@ -309,7 +309,7 @@ def test_a_clip_whose_comfyui_died_or_ran_out_of_memory_is_rendered_by_a_fresh_o
             ["knows the prompt", "Prompt executed"],
         ),
         (["short_file", "truncated"], "bad_clip", "Clip 1", ["Prompt executed"]),
-        (["wrong_size", "short_clip"], "bad_clip", "97", ["128", "Prompt executed"]),
+        (["wrong_size", "short_clip"], "bad_clip", "97", ["64", "Prompt executed"]),
     ],
     ids=["out of memory", "died", "no output", "no film", "another film"],
 )

@@ -32,10 +32,11 @@ from ltx_worker import (
     exif_orientation,
     is_public,
 )
-from tests.conftest import Box, a_stage
+from tests.conftest import SIZE, Box, a_stage
 from tests.pictures import Array, likeness, paint, picture
 
-SHAPE = Size(256, 160)
+SHAPE = Size(128, 96)
+TALL = SIZE[::-1]
 MIB = 2**20
 ALIKE = 4.0  # levels; another picture or another orientation is 20 and more away
 GOOD = picture((320, 180), 1)
@@ -445,7 +446,7 @@ def prepare(media: Media, folder: Path, content: bytes, shape: Size = SHAPE) -> 
     """The picture that would be uploaded to ComfyUI for this file."""
     source, target = folder / "source", folder / "target.png"
     source.write_bytes(content)
-    media.prepare_frame(source, target, shape)
+    media.prepare_frame(media.check_picture(source), target, shape)
     with Image.open(target) as image:
         assert image.size == tuple(shape)
         assert image.mode == "RGB"
@@ -525,7 +526,7 @@ def test_a_frame_may_be_a(media: Media, tmp_path: Path, name: str) -> None:
     assert likeness(prepare(media, tmp_path, content), cut_to(image, SHAPE)) < ALIKE
 
 
-@pytest.mark.parametrize("shape", [Size(256, 160), Size(160, 256)], ids=["landscape", "portrait"])
+@pytest.mark.parametrize("shape", [Size(128, 96), Size(96, 128)], ids=["landscape", "portrait"])
 def test_a_frame_is_cut_around_its_middle(media: Media, tmp_path: Path, shape: Size) -> None:
     image = image_of("wide", (500, 120))
     got = prepare(media, tmp_path, save(image), shape)
@@ -650,12 +651,12 @@ def test_every_clip_of_a_portrait_film_opens_on_its_picture_upright(box: Box) ->
         save(uprights[3].convert("CMYK"), "JPEG", quality=95),
     ]
     urls = [box.hosted.put_frame(f"turned-{n}", file) for n, file in enumerate(files)]
-    frames = film_of(box, urls, (144, 256))
+    frames = film_of(box, urls, TALL)
     assert len(frames) == 360
     for clip, upright in enumerate(uprights[:3]):
-        assert likeness(frames[120 * clip], shown(upright, (144, 256))) < 8
+        assert likeness(frames[120 * clip], shown(upright, TALL)) < 8
     # The last picture itself is trimmed away; one frame before it, hardly anything is missing.
-    assert likeness(frames[-1], shown(uprights[3], (144, 256))) < 8
+    assert likeness(frames[-1], shown(uprights[3], TALL)) < 8
 
 
 def test_hosts_that_stumble_or_redirect_three_times_are_served_without_our_secrets(
@@ -672,9 +673,9 @@ def test_hosts_that_stumble_or_redirect_three_times_are_served_without_our_secre
     box.hosted.fault(match, status=503, headers={"Set-Cookie": "a=b", "Retry-After": "1"})
     box.hosted.fault(match, truncate=100)
     last = chain(box, "hop", hops=3, content=save(dot))
-    frames = film_of(box, [first, last], (256, 144))
-    assert likeness(frames[0], shown(wide, (256, 144))) < 8
-    assert likeness(frames[-1], shown(dot, (256, 144))) < 8
+    frames = film_of(box, [first, last], SIZE)
+    assert likeness(frames[0], shown(wide, SIZE)) < 8
+    assert likeness(frames[-1], shown(dot, SIZE)) < 8
 
     requests = box.hosted.requests("* /frames/*")
     assert gets(box, "stumbles.png") == 3

@@ -30,7 +30,7 @@ from validation import validate  # noqa: E402
 
 Json = dict[str, Any]
 Message = tuple[str, Json]
-SIZE = (256, 160)
+SIZE = (128, 96)
 FRAMES = 25
 PATIENCE_S = 15
 QUICK = {"BOOT": "0.05", "LOAD": "0.02", "WARM_LOAD": "0.01", "STEP": "0.01", "DECODE": "0"}
@@ -737,7 +737,9 @@ def test_the_control_server_hears_the_story_and_changes_it(start: Start) -> None
     comfyui.process.wait(PATIENCE_S)
     control.server.shutdown()
     names = [event["event"] for event in control.events]
-    assert names == ["boot", "ready", "prompt", "start", "step", "step", "done", "exit"]
+    uploads = ["upload"] * 2
+    story = ["boot", "ready", *uploads, "prompt", "start", "step", "step", "done", "exit"]
+    assert names == story
     assert {event["pid"] for event in control.events} == {comfyui.process.pid}
     assert control.events[-2]["promptId"] == prompt_id
     assert payload(messages, "execution_error")["exception_type"] == "torch.OutOfMemoryError"

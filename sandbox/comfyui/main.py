@@ -103,7 +103,9 @@ def make_stranger() -> web.Application:
 
 
 async def serve(options: argparse.Namespace, folders: Folders, script: Script) -> None:
-    """Listen until SIGINT. SIGTERM is left alone: it ends the process at once, as the real one."""
+    """Listen until SIGINT. SIGTERM ends the process, as it does the real one."""
+    if script.times.term:
+        signal.signal(signal.SIGTERM, lambda number, _: die_slowly(number, script.times.term))
     hub = Hub()
     engine = Engine(options, folders, script, hub)
     runner = web.AppRunner(make_app(engine), access_log=None)
@@ -117,6 +119,12 @@ async def serve(options: argparse.Namespace, folders: Folders, script: Script) -
     await interrupted.wait()
     publishing.cancel()
     stop(folders, script)
+
+
+def die_slowly(number: int, seconds: float) -> None:
+    time.sleep(seconds)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 async def listen(runner: web.AppRunner, options: argparse.Namespace) -> None:

@@ -56,6 +56,7 @@ class Times:
     encode: float  # the least that VHS_VideoCombine takes
     settle: float  # after a prompt, while nobody listens for /free
     stop: float
+    term: float  # what a driver takes to end a process that SIGTERM kills
 
     @classmethod
     def parse(cls, env: Mapping[str, str]) -> Times:
@@ -73,6 +74,7 @@ class Times:
             encode=seconds("ENCODE", 0.0),
             settle=seconds("SETTLE", 0.05),
             stop=seconds("STOP", 1.3),
+            term=seconds("TERM", 0.0),
         )
 
 
