@@ -3037,9 +3037,8 @@ class Worker:
         """Boots ComfyUI while a job is claimed, if the job looks as if it will be rendered."""
         with contextlib.suppress(JobError):
             mark = self.settings.watermark
-            if not parse_stage_data(stage_data).watermark or (
-                mark.is_file() and mark.stat().st_size
-            ):
+            has_mark = mark.is_file() and mark.stat().st_size > 0
+            if has_mark or not parse_stage_data(stage_data).watermark:
                 self.studio.fleet.warm()
 
     def _claim_job(self, job: Job) -> bool:

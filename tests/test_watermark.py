@@ -18,6 +18,7 @@ from tests.conftest import Box
 from tests.pictures import Array, picture
 
 SIZE = (256, 144)
+VIDEO_SIZE = "{}x{}".format(*SIZE)
 GREEN, RED, BLUE = (30, 160, 60), (220, 40, 40), (40, 60, 200)
 CLOSE = 8  # levels; what two lossy encodes and colour at half the resolution leave of a flat area
 EDGE = 6  # pixels around an edge that scaling and chroma blur
@@ -32,9 +33,8 @@ def save(image: Image.Image, format: str = "PNG") -> bytes:
 def film_of(box: Box, mark: Image.Image, size: tuple[int, int]) -> Array:
     """First and last frame of a film of flat green frames under the watermark."""
     box.watermark.write_bytes(save(mark))
-    box.settings["VIDEO_SIZE"] = f"{SIZE[0]}x{SIZE[1]}"
     job = add_green_job(box, size, watermark=True)
-    worker = box.run_once()
+    worker = box.run_once(VIDEO_SIZE=VIDEO_SIZE)
     assert box.hosted.job(job)["state"] == "completed", worker.log[-3000:]
     return decode(box.hosted.blob_path(job), size)
 
@@ -92,7 +92,7 @@ def test_a_free_tier_job_without_a_usable_watermark_starts_no_download_and_no_re
     box: Box,
 ) -> None:
     good = box.watermark.read_bytes()
-    worker = box.start("run")
+    worker = box.start("run", VIDEO_SIZE=VIDEO_SIZE)
     for what, spoil in USELESS.items():
         box.watermark.unlink(missing_ok=True)
         if (content := spoil(good)) is not None:
