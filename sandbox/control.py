@@ -107,7 +107,7 @@ class Control:
             query.get("job"),
             float(query.get("timeout", "0")),
         )
-        return {"events": events}
+        return {"events": events, "last": self._journal.last_event()}
 
     async def _add_faults(self, request: web.Request) -> Any:
         self._faults.add(await request.json())

@@ -120,6 +120,11 @@ class Journal:
         )
         return [{**dict(row), "data": json.loads(row["data"])} for row in rows]
 
+    def last_event(self) -> int:
+        """The `seq` of the latest event."""
+        latest: int = self._db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+        return latest
+
     async def wait_events(
         self, after: int, kind: str, job: str | None, timeout: float
     ) -> list[dict[str, Any]]:

@@ -420,7 +420,7 @@ def test_a_poll_that_brings_no_verdict_is_made_again_with_a_pause(
 ) -> None:
     hosted, before, mark = service.hosted, service.worker.log, service.hosted.now()
     hosted.fault(POLL, **answer)
-    faulted = hosted.wait("request.start", after=mark, where=is_poll)
+    faulted = hosted.wait("fault", after=mark)
     again = hosted.wait("request.start", after=faulted["seq"], where=is_poll)
     # Half a second is the shortest first pause; the interval between polls is a fifth of it.
     assert again["t"] - faulted["t"] >= 0.5
@@ -529,10 +529,10 @@ def test_an_outcome_that_waits_does_not_hold_up_the_next_job(box: Box) -> None:
 
 @pytest.mark.parametrize("status", [404, 409, 410, 422])
 def test_a_final_answer_ends_an_outcome(service: Service, status: int) -> None:
-    hosted, before = service.hosted, service.worker.log
+    hosted, before, mark = service.hosted, service.worker.log, service.hosted.now()
     hosted.fault("PATCH */fail", status=status, body={"error": {"code": "decided"}})
     job = hosted.add_stage(NONSENSE)
-    answered = hosted.wait("fault", after=hosted.now(), where=lambda e: job in e["data"]["path"])
+    answered = hosted.wait("fault", after=mark, where=lambda e: job in e["data"]["path"])
     again = hosted.wait("pending", after=answered["seq"])
     hosted.wait("pending", after=again["seq"])
     assert len(hosted.requests(f"PATCH */{job}/fail")) == 1
