@@ -9,6 +9,8 @@ because drawing and encoding it is this machine's work and not what is measured.
 
     wall    from the claim to the first byte for the store
     ideal   the first boot, ComfyUI's own execution of every prompt, and the last clip's encode
+    before  from the claim to the first prompt, without the boot
+    after   from the end of the last prompt to the store, without the encode
     gap     from the end of a prompt to the start of the next, and its parts (medians)
 """
 
@@ -71,7 +73,8 @@ class Run:
     clips: int
     wall: float
     ideal: float
-    boot: float
+    before: float
+    after: float
     gaps: list[list[float]]
     usage: Usage
 
@@ -175,7 +178,9 @@ def read_run(mode: str, clips: int, hosted: Hosted, log: str, usage: Usage) -> R
             at["prompt"][after], at["start"][after],
         ]  # fmt: skip
         gaps.append([end - start for start, end in pairwise(moments)])
-    return Run(mode, clips, stored - claimed, boot + executions + encode, boot, gaps, usage)
+    ideal = boot + executions + encode
+    before, after = at["start"][0] - claimed - boot, stored - at["done"][-1] - encode
+    return Run(mode, clips, stored - claimed, ideal, before, after, gaps, usage)
 
 
 def read_log(log: str) -> dict[str, list[tuple[float, dict[str, str]]]]:
@@ -192,10 +197,14 @@ def read_log(log: str) -> dict[str, list[tuple[float, dict[str, str]]]]:
 
 
 def show_totals(runs: Sequence[Run]) -> None:
-    print("mode           clips    wall   ideal  wall/ideal   worker CPU   peak memory")
+    print(
+        "mode           clips    wall   ideal  wall/ideal   before  gaps  after"
+        "   worker CPU   peak memory"
+    )
     for run in runs:
         print(
             f"{run.mode:14} {run.clips:5} {run.wall:7.2f} {run.ideal:7.2f} {run.ratio:11.3f}"
+            f" {run.before:8.2f} {sum(map(sum, run.gaps)):5.2f} {run.after:6.2f}"
             f" {run.usage.cpu:10.2f} s {run.usage.peak:10.1f} MB"
         )
 
