@@ -113,7 +113,8 @@ MAX_PROMPT_CHARS = 8_000
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_FRAME_PIXELS = 64_000_000
 MAX_JSON_BYTES, MAX_OFFER_BYTES = 4 * 2**20, 16 * 2**20
-JSON_DEPTH = 32
+# Far more than any message needs; a megabyte of empty lists would fill a hundred.
+JSON_DEPTH, MAX_JSON_PARTS = 32, 100_000
 FRAME_SECONDS = 120.0
 FRAME_TRIES, FRAME_REDIRECTS, MAX_ADDRESSES = 3, 3, 4
 # A picture of 64 million pixels takes seconds; one of thousands of scans takes hours.
@@ -173,6 +174,7 @@ SYSTEMD_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Every child of a worker carries this, so that the next start knows its own leftovers.
 OWNER_MARK = "LTX_WORKER_STATE"
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 log = logging.getLogger("ltx_worker")
 
@@ -1089,11 +1091,20 @@ class Reply(NamedTuple):
         return is_text and (self.ok or self.status == 404)
 
     def json_or(self, default: T) -> Any | T:
-        """The body's JSON, or `default` when it is none or nested too deeply for the parser."""
+        """The body's JSON, or `default` when it is none.
+
+        One that is too much to be read is `default` too, unless a job is to be told so.
+        """
         try:
+            if sum(map(self.body.count, b',"[{')) > MAX_JSON_PARTS:
+                raise RecursionError
             return prune(json.loads(self.body))
-        except (ValueError, RecursionError):
+        except ValueError:
             return default
+        except RecursionError:
+            offer = OFFER.match(self.body)
+            job = offer and {"id": offer[1].decode(), "stageData": "far too much"}
+            return {"job": job} if job else default
 
     def retry_after(self) -> float | None:
         return parse_retry_after(self.headers.get("retry-after"), time.time())
@@ -1854,7 +1865,8 @@ def read_picture(path: Path, demuxer: str) -> Any:
     """A picture as it lies in the file; turning it upright is our business, not the decoder's."""
     caps = {"max_pixels": MAX_FRAME_PIXELS, "max_alloc": MAX_ALLOC}
     strict = {"protocol_whitelist": "file", "err_detect": "explode", **caps}
-    return ffmpeg.input(str(path), f=demuxer, noautorotate=None, **strict)
+    # One thread stops at the picture's end; more would trip over what some tools append to it.
+    return ffmpeg.input(str(path), f=demuxer, noautorotate=None, threads=1, **strict)
 
 
 H264 = {
