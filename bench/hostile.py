@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -154,11 +155,13 @@ class Watch:
                 self._look_at_children(child)
 
     def look_at_files(self) -> None:
-        for path in self.state.rglob("*"):
+        # Not rglob(), which minds a folder that goes away.
+        found = [Path(top) / name for top, _, names in os.walk(self.state) for name in names]
+        for path in found:
             with contextlib.suppress(OSError):
                 if path.is_file() and path.stat().st_size < 2**22:
                     self.seen["state folder"] += secrets_in(path.read_bytes())
-                self.seen["permissions"] += bool(path.stat().st_mode & 0o077)
+                self.seen["files that others may read"] += bool(path.stat().st_mode & 0o077)
 
     def stop(self) -> None:
         self.ended.set()
@@ -381,33 +384,32 @@ def play_ids(stage: Stage, group: list[Case]) -> None:
         stage.judge(case, "touched" if touched or spool else "left alone")
 
 
-def play_pictures(stage: Stage, group: list[Case]) -> None:
-    """Five to a job, behind a plain one: what reaches ComfyUI has to look like what they show."""
-    for some in batched(group, 5):
+def play_films(stage: Stage, group: list[Case]) -> None:
+    """Pictures, five to a job behind a plain one, and texts, one to a clip.
+
+    What reaches ComfyUI has to look like what a picture shows, and to be the very text.
+    """
+    pictures = batched([case for case in group if case.group == "pictures"], 5)
+    texts = batched([case for case in group if case.group == "prompts"], 5)
+    none: list[Case] = []
+    for some, told in zip_longest(pictures, texts, fillvalue=none):
         stage.comfy.overrule()
-        urls = [stage.good, *(stage.serve(answer(case.given[0])) for case in some)]
-        came, why = stage.outcome(stage.hosted.add_stage(stage.job_of(*urls)))
+        urls = [stage.serve(answer(case.given[0])) for case in some] or [stage.good] * len(told)
+        job = stage.job_of(stage.good, *urls)
+        job["clipPrompts"] = [*(case.given for case in told), *job["clipPrompts"]][: len(urls)]
+        came, why = stage.outcome(stage.hosted.add_stage(job))
         for number, case in enumerate(some, start=1):
             sent = stage.comfy.pictures.get(number, b"")
             far = distance(sent, case.given[1]) if sent else 256.0
             stage.judge(case, came if far < ALIKE else f"{came}, {far:.0f} levels away", why)
+        for case in told[: len(urls)]:
+            stage.judge(case, came if case.given in stage.comfy.texts else "another text", why)
 
 
 def distance(sent: bytes, image: Image.Image) -> float:
     wanted = ImageOps.fit(image.convert("RGB"), SIZE, Image.Resampling.LANCZOS)
     got = Image.open(io.BytesIO(sent))
     return likeness(np.asarray(got.convert("RGB")), np.asarray(wanted)) if got.size == SIZE else 256
-
-
-def play_prompts(stage: Stage, group: list[Case]) -> None:
-    """Five to a job: each has to reach ComfyUI as it is."""
-    for some in batched(group, 5):
-        stage.comfy.overrule()
-        job = stage.job_of(*[stage.good] * (len(some) + 1))
-        job["clipPrompts"] = [case.given for case in some]
-        came, why = stage.outcome(stage.hosted.add_stage(job))
-        for case in some:
-            stage.judge(case, came if case.given in stage.comfy.texts else "another text", why)
 
 
 def play_comfyui(stage: Stage, group: list[Case]) -> None:
@@ -480,8 +482,7 @@ PLAYERS: dict[str, Callable[[Stage, list[Case]], None]] = {
     "frame redirects": play_frames(Stage.serve),
     "frame hosts": play_frames(Stage.serve),
     "no pictures": play_frames(lambda stage, content: stage.serve(answer(content))),
-    "pictures": play_pictures,
-    "prompts": play_prompts,
+    "pictures and prompts": play_films,
     "ComfyUI": play_comfyui,
     "API": play_api,
     "Blob": play_blob,
@@ -492,7 +493,8 @@ PLAYERS: dict[str, Callable[[Stage, list[Case]], None]] = {
 def play_all(stage: Stage, table: list[Case], quick: bool) -> None:
     groups: dict[str, list[Case]] = {}
     for case in table:
-        groups.setdefault(case.group, []).append(case)
+        film = case.group in ("pictures", "prompts")
+        groups.setdefault("pictures and prompts" if film else case.group, []).append(case)
     worker = stage.start("evil-peers", CLIP_TIMEOUT_S="20")
     for name, group in groups.items():
         if name in PLAYERS:
@@ -632,10 +634,13 @@ def chosen(table: Iterator[Case], only: list[str] | None, quick: bool) -> list[C
 def quick_slice(table: list[Case]) -> list[Case]:
     """What needs no waiting, and of what takes long a few."""
     kept: Counter[str] = Counter()
-    limits = {"ComfyUI": 4, "Blob": 1, "API": 3, "heartbeats": 4, "pictures": 5, "prompts": 5}
-    limits |= {"slow peers": 0, "frame hosts": 4}
+    limits = {"ComfyUI": 3, "Blob": 1, "API": 3, "heartbeats": 3, "pictures": 5, "prompts": 5}
+    limits |= {"slow peers": 0, "frame hosts": 2, "no pictures": 15, "job ids": 25}
+    limits |= {"frame addresses": 50, "frame redirects": 12}
 
     def keep(case: Case) -> bool:
+        if "10 MB" in case.name:
+            return False
         kept[case.group] += 1
         return kept[case.group] <= limits.get(case.group, 1000)
 

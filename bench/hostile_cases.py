@@ -293,7 +293,7 @@ def hosts(place: Place) -> Iterator[Case]:
             "a chunk of -1 bytes": raw(CHUNKED + b"-1\r\n" + GOOD),
         },
     )
-    packed = gzip.compress(bytes(200 * MIB), 9)
+    packed = zeros(200 * MIB)
     yield from table(
         "frame hosts",
         "frame_invalid",
@@ -301,7 +301,7 @@ def hosts(place: Place) -> Iterator[Case]:
             "204": answer(b"", "204 No Content"),
             "an empty body": answer(b""),
             "a page as a picture": answer(PAGE, "200 OK", "Content-Type: image/png"),
-            "200 MB packed into 200 kB": answer(packed, "200 OK", "Content-Encoding: gzip"),
+            "200 MB packed into 200 kB": answer(packed, "200 OK", "Content-Encoding: deflate"),
             "a picture packed": answer(gzip.compress(GOOD), "200 OK", "Content-Encoding: gzip"),
             "a body without end": endless(OK + b"\r\n", bytes(MIB)),
             "chunks without end": endless(CHUNKED, b"100000\r\n" + bytes(MIB) + b"\r\n"),
@@ -341,10 +341,13 @@ def png(width: int, height: int, *chunks: bytes, pixels: bytes | None = None) ->
 
 
 def zeros(size: int) -> bytes:
-    """So many zero bytes, packed to a thousandth."""
-    packer = zlib.compressobj(9)
-    blocks = [packer.compress(bytes(min(MIB, size - at))) for at in range(0, size, MIB)]
-    return b"".join(blocks) + packer.flush()
+    """So many zero bytes, packed to a thousandth, without going through them all."""
+    packer = zlib.compressobj(9, wbits=-15)
+    block = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    last = zlib.compressobj(9, wbits=-15)
+    rest = last.compress(bytes(size % MIB)) + last.flush()
+    # Adler-32 of zeros: the first half stays 1, the second counts them.
+    return b"\x78\xda" + block * (size // MIB) + rest + struct.pack(">HH", size % 65_521, 1)
 
 
 def with_size(content: bytes, marker: bytes, at: int, size: bytes) -> bytes:
@@ -598,7 +601,7 @@ def comfyui(place: Place) -> Iterator[Case]:
         "nested 900 deep": answer(nested(900)),
         "nested 100000 deep": answer(nested(100_000)),
         "a gigabyte": endless(OK + b"\r\n", b"{" + b" " * MIB),
-        "a megabyte packed": answer(gzip.compress(bytes(MIB)), "200 OK", "Content-Encoding: gzip"),
+        "a megabyte packed": answer(zeros(MIB), "200 OK", "Content-Encoding: deflate"),
         "500": answer(b"", "500 x"),
         "a reset": raw(b""),
         "a redirect": redirect(f"http://localhost:{place.bait}/x"),
@@ -680,9 +683,7 @@ def api(place: Place) -> Iterator[Case]:
         "nested 100000 deep": answer(nested(100_000)),
         "an answer of 20 MB": answer({"job": None, "x": "x" * 20 * MIB}),
         "an answer without end": endless(OK + b"\r\n", b" " * MIB),
-        "200 MB packed": answer(
-            gzip.compress(bytes(200 * MIB)), "200 OK", "Content-Encoding: gzip"
-        ),
+        "200 MB packed": answer(zeros(200 * MIB), "200 OK", "Content-Encoding: deflate"),
         "a redirect": redirect(f"http://localhost:{place.bait}/x", "307 Temporary"),
         "a redirect to a file": redirect("file:///etc/passwd"),
         "500 header lines": raw(OK + b"X: y\r\n" * 500 + b'\r\n{"job": null}'),
