@@ -1135,7 +1135,8 @@ class Clock:
 
     def __init__(self, line: Callable[[], socket.socket | None], seconds: float) -> None:
         self.line, self.end = line, time.monotonic() + seconds
-        timer = threading.Timer(seconds, self._hang_up)
+        # A little later than the socket's own timeout, which has the better words for silence.
+        timer = threading.Timer(seconds + 0.2, self._hang_up)
         timer.daemon = True
         timer.start()
         self.close = timer.cancel

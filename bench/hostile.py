@@ -199,7 +199,7 @@ class Stage:
         self.workers: list[Worker] = []
         self.wrong: list[str] = []
         self.right: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.lock = threading.Lock()
         self.number = 0
 
     def start(self, name: str, **changes: str) -> Worker:
@@ -209,6 +209,10 @@ class Stage:
         return worker
 
     def judge(self, case: Case, came: str, why: str = "") -> None:
+        with self.lock:
+            self._judge(case, came, why)
+
+    def _judge(self, case: Case, came: str, why: str) -> None:
         if came == case.expected:
             kind = "rendered" if came in ("renders", "delivered") else "refused"
             self.right["gone on" if came == "goes on" else kind] += 1
@@ -486,7 +490,6 @@ PLAYERS: dict[str, Callable[[Stage, list[Case]], None]] = {
     "ComfyUI": play_comfyui,
     "API": play_api,
     "Blob": play_blob,
-    "heartbeats": play_heartbeats,
 }
 
 
@@ -496,6 +499,9 @@ def play_all(stage: Stage, table: list[Case], quick: bool) -> None:
         film = case.group in ("pictures", "prompts")
         groups.setdefault("pictures and prompts" if film else case.group, []).append(case)
     worker = stage.start("evil-peers", CLIP_TIMEOUT_S="20")
+    # Heartbeats have a thread of their own, and so have their troubles: 15 s each.
+    beats = threading.Thread(target=play_heartbeats, args=(stage, groups.get("heartbeats", [])))
+    beats.start()
     for name, group in groups.items():
         if name in PLAYERS:
             began = time.monotonic()
@@ -503,6 +509,7 @@ def play_all(stage: Stage, table: list[Case], quick: bool) -> None:
             peak = memory(worker.proc, "VmHWM")
             told = f"  {name:28} {len(group):4} cases {time.monotonic() - began:6.1f} s"
             print(f"{told}, worker's peak {peak:.0f} MB", flush=True)
+    beats.join()
     worker.stop()
     if "slow peers" in groups:
         worker = stage.start("hurried", CLIP_TIMEOUT_S="3", JOB_TIMEOUT_S="4")
