@@ -512,9 +512,15 @@ def play_all(stage: Stage, table: list[Case], quick: bool) -> None:
     beats.join()
     worker.stop()
     if "slow peers" in groups:
-        worker = stage.start("hurried", CLIP_TIMEOUT_S="3", JOB_TIMEOUT_S="4")
-        play_slow(stage, groups["slow peers"])
-        worker.stop()
+        comfyui = [case for case in groups["slow peers"] if isinstance(case.given, tuple)]
+        frames = [case for case in groups["slow peers"] if case not in comfyui]
+        for name, group, limit in (
+            ("hurried-jobs", frames, {"JOB_TIMEOUT_S": "4"}),
+            ("hurried-clips", comfyui, {"CLIP_TIMEOUT_S": "3"}),
+        ):
+            worker = stage.start(name, **limit)
+            play_slow(stage, group)
+            worker.stop()
     if not quick:
         worker = stage.start("own-comfyui", COMFYUI_URL=f"http://127.0.0.1:{free_port()}")
         play_real(stage, table)

@@ -652,6 +652,7 @@ def comfyui_sockets(place: Place) -> Iterator[Case]:
         "reserved bits": websocket(lambda _: [b"\xf1\x01x"]),
         "a message nested 100000 deep": websocket(lambda _: [frame(nested(100_000))]),
         "steps of 10^400": websocket(steps),
+        "a frame that drips": websocket(lambda _: drip()),
         "a page": answer(PAGE),
         "a wrong key": raw(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"),
         "a redirect": redirect(f"ws://localhost:{place.bait}/x"),
@@ -748,10 +749,6 @@ def slow(place: Place) -> Iterator[Case]:
         for name in ("headers that drip", "a trailer without end", "silence"):
             given = (path, NEVER_ENDING[name], ALWAYS)
             yield Case("slow peers", f"ComfyUI {path}: {name}", "clip_timeout", given)
-    socket = websocket(lambda _: drip())
-    yield Case(
-        "slow peers", "ComfyUI websocket: a frame that drips", "renders", ("/ws", socket, 99)
-    )
 
 
 def drip() -> Iterator[bytes]:
