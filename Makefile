@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 # Hundreds of short processes run the same code: it is compiled once, whatever the machine prefers.
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test lint chaos bench
+.PHONY: demo test lint chaos hostile bench
 
 demo:
 	@.ci/setup ffmpeg
@@ -26,3 +26,8 @@ bench:
 chaos:
 	@.ci/setup ffmpeg
 	@$(PYTHON) -m bench.chaos
+
+# Some minutes of hostile jobs, pictures and peers; the tests run a slice of it.
+hostile:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m bench.hostile

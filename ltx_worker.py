@@ -25,6 +25,7 @@ import argparse
 import base64
 import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import email.utils
 import errno
@@ -41,6 +42,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -110,9 +112,15 @@ MAX_FRAMES = 6
 MAX_PROMPT_CHARS = 8_000
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_FRAME_PIXELS = 64_000_000
-MAX_JSON_BYTES = 4 * 2**20
+MAX_JSON_BYTES, MAX_OFFER_BYTES = 4 * 2**20, 16 * 2**20
+# Far more than any message needs; a megabyte of empty lists would fill a hundred.
+JSON_DEPTH, MAX_JSON_PARTS = 32, 100_000
 FRAME_SECONDS = 120.0
-FRAME_TRIES, FRAME_REDIRECTS = 3, 3
+FRAME_TRIES, FRAME_REDIRECTS, MAX_ADDRESSES = 3, 3, 4
+# A picture of 64 million pixels takes seconds; one of thousands of scans takes hours.
+PICTURE_SECONDS = 60.0
+# The largest picture with 16 bits a channel: a packed text or colour profile may be larger.
+MAX_ALLOC = 8 * MAX_FRAME_PIXELS + 2**20
 
 CONNECT_S, READ_S = 10.0, 15.0
 DRAIN_CALL_S = 4.0
@@ -166,6 +174,7 @@ SYSTEMD_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Every child of a worker carries this, so that the next start knows its own leftovers.
 OWNER_MARK = "LTX_WORKER_STATE"
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 log = logging.getLogger("ltx_worker")
 
@@ -391,8 +400,14 @@ class Reader:
         return to_size(self.text(name, default, to_size, fix)) or Size(0, 0)
 
     def child_environ(self, _name: str) -> dict[str, str]:
-        hidden = (*SECRET_NAMES, *SYSTEMD_NAMES)
-        return {name: value for name, value in self.environ.items() if name not in hidden}
+        """Without our secrets, whatever they are called, and the password of a proxy."""
+        secrets = [value for name in SECRET_NAMES if (value := self.environ.get(name, "").strip())]
+
+        def is_hidden(name: str, value: str) -> bool:
+            proxy = name.lower().endswith("_proxy") and "@" in value
+            return proxy or name in SYSTEMD_NAMES or any(secret in value for secret in secrets)
+
+        return {n: value for n, value in self.environ.items() if not is_hidden(n, value)}
 
 
 def setting(read: Callable[..., T], name: str, *rule: object) -> T:
@@ -482,7 +497,7 @@ class Redactor:
         self.secrets = re.compile("|".join(longest_first), re.IGNORECASE) if forms else None
 
     def __call__(self, text: str) -> str:
-        text = re.sub(r"://[^/\s@]*@", "://***@", text)
+        text = re.sub(r"://[^/\s]*@", "://***@", text)
         return self.secrets.sub("***", text) if self.secrets else text
 
 
@@ -495,8 +510,9 @@ def one_line(text: object, limit: int = 300) -> str:
 
     Secrets go first, since a cut could leave a part of one that nobody recognizes.
     """
-    line = "".join(char if char.isprintable() else " " for char in redact(str(text)))
-    return line if len(line) <= limit else f"{line[:limit]}…"
+    line = redact(str(text))
+    shown = "".join(char if char.isprintable() else " " for char in line[:limit])
+    return shown if len(line) <= limit else f"{shown}…"
 
 
 def backoff(tries: int, cap: float = BACKOFF_CAP_S, asked: float | None = None) -> float:
@@ -718,6 +734,17 @@ def as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def prune(value: Any, depth: int = JSON_DEPTH) -> Any:
+    """Empties what nests deeper than any message has reason to, before recursion fails on it."""
+    children = value.values() if isinstance(value, dict) else as_list(value)
+    if children and not depth:
+        value.clear()
+    for child in children:
+        if isinstance(child, (dict, list)):
+            prune(child, depth - 1)
+    return value
+
+
 def missing_node(kind: str) -> JobError:
     pack = NODE_PACKS.get(kind, "a newer ComfyUI")
     return JobError("comfyui_missing_node", f"Node {kind} is missing; install {pack}.")
@@ -871,16 +898,40 @@ def place_watermark(mark: Size, film: Size) -> Placement:
     )
 
 
-# Networks whose addresses lead to an IPv4 address that nobody has checked.
-IPV4_IN_IPV6 = [ipaddress.ip_network(net) for net in ("64:ff9b::/96", "2002::/16", "::/96")]
+# All of IPv6 that is routed; the rest is local, or leads to an IPv4 address nobody has checked.
+GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
+# Relays of 6to4, which do the same, and the protocol assignments that is_global lets pass.
+RELAYS = [ipaddress.ip_network(net) for net in ("2002::/16", "192.88.99.0/24", "192.0.0.0/24")]
+# What a provider gives a home: there every printer has an address that looks public.
+HOME_PREFIX = {4: 32, 6: 56}
+
+
+def read_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IP address, the IPv4 one where IPv6 wraps it."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    return getattr(ip, "ipv4_mapped", None) or ip
 
 
 def is_public(address: str) -> bool:
     """True for an address of the open internet, not of this home."""
-    ip = ipaddress.ip_address(address.split("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    local = ip.is_multicast or getattr(ip, "is_site_local", False)
-    return ip.is_global and not local and not any(ip in net for net in IPV4_IN_IPV6)
+    ip = read_ip(address)
+    routed = ip.version == 4 or ip in GLOBAL_IPV6
+    return routed and ip.is_global and not ip.is_multicast and not any(ip in net for net in RELAYS)
+
+
+def is_at_home(address: str) -> bool:
+    """Whether a public address is this machine's, or in its home's IPv6 network."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # Sends nothing: the kernel only tells which address of ours it would come from.
+        probe.connect((address, 9))
+        return shares_home(address, probe.getsockname()[0])
+    return False
+
+
+def shares_home(address: str, own: str) -> bool:
+    ip, here = read_ip(address), read_ip(own)
+    return ip in ipaddress.ip_network((here, HOME_PREFIX[here.version]), strict=False)
 
 
 def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
@@ -1040,11 +1091,20 @@ class Reply(NamedTuple):
         return is_text and (self.ok or self.status == 404)
 
     def json_or(self, default: T) -> Any | T:
-        """The body's JSON, or `default` when it is none or nested too deeply for the parser."""
+        """The body's JSON, or `default` when it is none.
+
+        One that is too much to be read is `default` too, unless a job is to be told so.
+        """
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            if sum(map(self.body.count, b',"[{')) > MAX_JSON_PARTS:
+                raise RecursionError
+            return prune(json.loads(self.body))
+        except ValueError:
             return default
+        except RecursionError:
+            offer = OFFER.match(self.body)
+            job = offer and {"id": offer[1].decode(), "stageData": "far too much"}
+            return {"job": job} if job else default
 
     def retry_after(self) -> float | None:
         return parse_retry_after(self.headers.get("retry-after"), time.time())
@@ -1062,7 +1122,77 @@ class HeaderAuth(AuthBase):
         return request
 
 
-NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+# ValueError: what a peer answered may end up in the next request, where it does not fit.
+NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
+
+
+class Clock:
+    """Hangs up on a peer after some seconds, unless closed before.
+
+    A socket's own timeout starts anew with every byte: headers that drip, a trailer or
+    100-continues without end would never end.
+    """
+
+    def __init__(self, line: Callable[[], socket.socket | None], seconds: float) -> None:
+        self.line, self.end = line, time.monotonic() + seconds
+        # A little later than the socket's own timeout, which has the better words for silence.
+        timer = threading.Timer(seconds + 0.2, self._hang_up)
+        timer.daemon = True
+        timer.start()
+        self.close = timer.cancel
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            if sock := self.line():
+                # Not SSLSocket's own, which would take the session from the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class TimedAdapter(HTTPAdapter):
+    """Makes connections whose answers are timed as a whole; with `allowed`, by connect_allowed."""
+
+    def __init__(self, allowed: frozenset[str] | None = None) -> None:
+        self.allowed = allowed
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self._time(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        known, manager = proxy in self.proxy_manager, super().proxy_manager_for(proxy, **options)
+        if not known:
+            self._time(manager)
+        return manager
+
+    def _time(self, manager: Any) -> None:
+        classes = manager.pool_classes_by_scheme.items()
+        pools = {scheme: time_pool(pool, self.allowed) for scheme, pool in classes}
+        manager.pool_classes_by_scheme = pools
+
+
+def time_pool(pool: Any, allowed: frozenset[str] | None) -> Any:
+    """A pool class whose answers carry the `clock` that hangs up on them."""
+
+    class Timed(pool.ConnectionCls):  # type: ignore[misc]
+        def getresponse(self) -> Any:
+            sock = self.sock
+            clock = Clock(lambda: sock, self.timeout)
+            try:
+                answer = super().getresponse()
+            except BaseException:
+                clock.close()
+                raise
+            answer.clock = clock
+            return answer
+
+    def new_conn(self: Any) -> socket.socket:
+        assert allowed is not None
+        return connect_allowed(self.host, self.port, CONNECT_S, allowed)
+
+    if allowed is not None:
+        Timed._new_conn = new_conn
+    return type("TimedPool", (pool,), {"ConnectionCls": Timed})
 
 
 class PlainSession(requests.Session):
@@ -1075,12 +1205,23 @@ class PlainSession(requests.Session):
 class Http:
     """One requests session: no redirects, no netrc, answers capped in bytes and seconds."""
 
-    def __init__(self, auth: AuthBase | None = None, *, proxies: bool = True) -> None:
+    def __init__(
+        self,
+        auth: AuthBase | None = None,
+        *,
+        proxies: bool = True,
+        allowed: frozenset[str] | None = None,
+    ) -> None:
+        """allowed: the private hosts that may be connected to; None for all."""
         self.session = PlainSession()
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, TimedAdapter(allowed))
         self.session.auth = auth or HeaderAuth()
         self.session.trust_env = proxies
         self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-        self.session.headers["user-agent"] = f"ltx-worker/{VERSION}"
+        # What arrives packed may be a thousand times as large as it looks.
+        headers = {"user-agent": f"ltx-worker/{VERSION}", "accept-encoding": "identity"}
+        self.session.headers.update(headers)
 
     def exchange(
         self, method: str, url: str, *, seconds: float = READ_S, sink: IO[bytes] | None = None,
@@ -1088,16 +1229,19 @@ class Http:
     ) -> Reply:  # fmt: skip
         """One request and its whole answer, or Unavailable. No redirect is followed.
 
-        `sink` takes a 2xx body, however large up to `limit`; any other body is left unread then.
+        seconds: from the request's last byte to the answer's. `sink` takes a 2xx body, however
+        large up to `limit`; any other body is left unread then.
         """
         try:
             timeout = (min(CONNECT_S, seconds), seconds)
             with self.session.request(
                 method, url, stream=True, timeout=timeout, **options
             ) as response:
+                raw: Any = response.raw
                 status, body = response.status_code, io.BytesIO()
-                if sink is None or 200 <= status < 300:
-                    copy_capped(response.raw, sink or body, limit, time.monotonic() + seconds)
+                with contextlib.closing(raw.clock):
+                    if sink is None or 200 <= status < 300:
+                        copy_capped(raw, sink or body, limit, raw.clock.end)
                 return Reply(status, response.headers, body.getvalue())
         except NETWORK_ERRORS as error:
             if is_disk_full(error):
@@ -1112,13 +1256,15 @@ def is_disk_full(error: BaseException) -> bool:
 def copy_capped(raw: Any, target: IO[bytes], limit: int, deadline: float) -> None:
     """Copies an answer's body as it comes. Raises OSError past the cap or the deadline."""
     size = 0
-    while block := raw.read1(65536, decode_content=True):
+    while block := raw.read1(65536, decode_content=False):
         size += len(block)
         if size > limit:
             raise TooLarge(f"the answer is larger than {limit} bytes")
         if time.monotonic() > deadline:
-            raise TimeoutError("the answer took too long")
+            break
         target.write(block)
+    if time.monotonic() > deadline:
+        raise TimeoutError("the answer took too long")
 
 
 class QueueApi:
@@ -1178,7 +1324,10 @@ class QueueApi:
 
     def pending(self) -> dict[str, Any]:
         """The answer's object: `job` and perhaps `nextPollSec`."""
-        answer = self._call("GET", "pending", params={"workerId": self.settings.worker_id})
+        # An offer is read even when it is far too large, so that it can be failed.
+        options: dict[str, Any] = {"limit": MAX_OFFER_BYTES}
+        options["params"] = {"workerId": self.settings.worker_id}
+        answer = self._call("GET", "pending", **options)
         if not isinstance(answer, dict) or "job" not in answer:
             raise Unavailable("the answer to `pending` is not {job: …}")
         return answer
@@ -1405,15 +1554,14 @@ def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:
+    except ValueError as error:
         raise Refused(f"{one_line(host, 80)} is no host name") from error
     addresses = [str(entry[4][0]) for entry in found]
     named = {host.lower(), f"{host.lower()}:{port}"} & allowed
-    private = [address for address in addresses if not is_public(address)]
-    if private and not named:
+    if not named and not all(is_public(one) and not is_at_home(one) for one in addresses):
         fix = "allow it with FRAME_HOSTS, if it is yours"
-        raise Refused(f"{host} is at a private address; {fix}")
-    return connect_first(addresses, port, timeout)
+        raise Refused(f"{one_line(host, 80)} is at a private address; {fix}")
+    return connect_first(addresses[:MAX_ADDRESSES], port, timeout)
 
 
 def connect_first(addresses: Sequence[str], port: int, timeout: float) -> socket.socket:
@@ -1424,40 +1572,13 @@ def connect_first(addresses: Sequence[str], port: int, timeout: float) -> socket
     return socket.create_connection((addresses[-1], port), timeout)
 
 
-class FrameAdapter(HTTPAdapter):
-    """Makes every connection, redirected ones too, with connect_allowed."""
-
-    def __init__(self, allowed: frozenset[str]) -> None:
-        self.allowed = allowed
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": guard_pool(urllib3.HTTPConnectionPool, self.allowed),
-            "https": guard_pool(urllib3.HTTPSConnectionPool, self.allowed),
-        }
-
-
-def guard_pool(pool: Any, allowed: frozenset[str]) -> Any:
-    """A pool class whose connections are made by connect_allowed."""
-
-    def new_conn(self: Any) -> socket.socket:
-        return connect_allowed(self.host, self.port, CONNECT_S, allowed)
-
-    connection = type("Guarded", (pool.ConnectionCls,), {"_new_conn": new_conn})
-    return type("GuardedPool", (pool,), {"ConnectionCls": connection})
-
-
 class FrameHost:
     """Downloads frames from wherever a job says, but not from inside this network."""
 
     def __init__(self, settings: Settings, halt: Halt) -> None:
         self.halt = halt
         # A proxy would resolve names itself and make the address check worthless.
-        self.http = Http(proxies=False)
-        for scheme in ("http://", "https://"):
-            self.http.session.mount(scheme, FrameAdapter(settings.frame_hosts))
+        self.http = Http(proxies=False, allowed=settings.frame_hosts)
 
     def fetch(self, url: str, path: Path, field: str) -> None:
         """Three tries. Raises JobError frame_unavailable, or frame_invalid above 64 MB."""
@@ -1544,11 +1665,12 @@ class Child:
     def alive(self) -> bool:
         return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
 
-    def finish(self, halt: Halt) -> int:
-        """Waits for the program's own end and returns its exit code."""
-        if self.pidfd >= 0:
-            halt.wait(math.inf, self.pidfd)
+    def finish(self, halt: Halt, seconds: float = math.inf) -> int:
+        """Waits for the program's own end and returns its exit code; after `seconds` ends it."""
+        in_time = self.pidfd < 0 or halt.wait(seconds, self.pidfd)
         self.end()
+        if not in_time:
+            raise ToolFailed(f"it takes more than {seconds:g} s to read")
         return self.process.returncode
 
     def memory(self) -> int:
@@ -1652,28 +1774,29 @@ class Media:
         self.settings, self.halt = settings, halt
 
     def start(self, command: Sequence[str]) -> Child:
-        output = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the child)
+        # In memory, because nothing is written outside of the state folder.
+        output = open(os.memfd_create("output"), "w+b")  # noqa: SIM115 (the child's)
         return Child(command, self.settings, output, niceness=10)
 
-    def finish(self, child: Child) -> None:
-        """Raises ToolFailed with the last lines when the program did not succeed."""
-        if code := child.finish(self.halt):
+    def finish(self, child: Child, seconds: float = math.inf) -> None:
+        """Raises ToolFailed with the last lines when the program did not succeed in time."""
+        if code := child.finish(self.halt, seconds):
             if NO_SPACE in child.tail():
                 raise JobError("media_failed", DISK_FULL)
             raise ToolFailed(child.tail() or f"exit code {code}")
 
-    def run(self, stream: Any) -> None:
+    def run(self, stream: Any, seconds: float = math.inf) -> None:
         with self.start(ffmpeg_command(stream)) as child:
-            self.finish(child)
+            self.finish(child, seconds)
 
-    def probe(self, path: Path, demuxer: str = "") -> dict[str, Any]:
+    def probe(self, path: Path, demuxer: str = "mp4") -> dict[str, Any]:
         """ffprobe's description of the first video stream. Raises ToolFailed."""
         # Quiet, because what it says of a damaged EXIF block would land in the JSON.
         command = ["ffprobe", "-v", "quiet", "-protocol_whitelist", "file", "-of", "json"]
-        command += ["-max_pixels", str(MAX_FRAME_PIXELS), "-select_streams", "v:0"]
-        command += ["-show_streams", *(["-f", demuxer] if demuxer else [])]
+        command += ["-max_pixels", str(MAX_FRAME_PIXELS), "-max_alloc", str(MAX_ALLOC)]
+        command += ["-select_streams", "v:0", "-show_streams", "-f", demuxer]
         with self.start([*command, str(path)]) as child:
-            if child.finish(self.halt):
+            if child.finish(self.halt, PICTURE_SECONDS):
                 raise ToolFailed("it cannot be read")
             answer = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0)
         try:
@@ -1709,7 +1832,7 @@ class Media:
         stream = stream.filter("crop", *crop, exact=1).filter("scale", *shape, flags="lanczos")
         part = target.with_suffix(".part")
         output = {"f": "image2", "c:v": "png", "pix_fmt": "rgb24", "frames:v": 1, "update": 1}
-        self.run(stream.output(str(part), **output))
+        self.run(stream.output(str(part), **output), PICTURE_SECONDS)
         keep(part, target)
 
     def check_watermark(self, path: Path) -> Size:
@@ -1718,7 +1841,7 @@ class Media:
             mark = self.check_picture(path)
             if mark.demuxer != "png_pipe":
                 raise ToolFailed("it is not a PNG")
-            self.run(read_picture(path, mark.demuxer).output("-", f="null"))
+            self.run(read_picture(path, mark.demuxer).output("-", f="null"), PICTURE_SECONDS)
         except (ToolFailed, OSError) as error:
             told = f"WATERMARK_PATH={str(path)!r}: {one_line(error)}. Put a PNG there."
             raise JobError("watermark_missing", told) from error
@@ -1741,8 +1864,10 @@ def ffmpeg_command(stream: Any) -> list[str]:
 
 def read_picture(path: Path, demuxer: str) -> Any:
     """A picture as it lies in the file; turning it upright is our business, not the decoder's."""
-    strict = {"protocol_whitelist": "file", "err_detect": "explode", "max_pixels": MAX_FRAME_PIXELS}
-    return ffmpeg.input(str(path), f=demuxer, noautorotate=None, **strict)
+    caps = {"max_pixels": MAX_FRAME_PIXELS, "max_alloc": MAX_ALLOC}
+    strict = {"protocol_whitelist": "file", "err_detect": "explode", **caps}
+    # One thread stops at the picture's end; more would trip over what some tools append to it.
+    return ffmpeg.input(str(path), f=demuxer, noautorotate=None, threads=1, **strict)
 
 
 H264 = {
@@ -1763,7 +1888,7 @@ CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bit
 
 def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
     """The one lossy encode: 120 frames, cropped to the film's size, with the watermark."""
-    video = ffmpeg.input(str(raw), protocol_whitelist="file").video
+    video = ffmpeg.input(str(raw), f="mp4", protocol_whitelist="file").video
     video = video.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
     video = video.filter("crop", *film, exact=1)
     if mark:
@@ -1972,12 +2097,15 @@ class Comfy:
         """Brings the clip to `target`: moved when it is on this disk, else downloaded."""
         if self.home:
             root = (self.home / "output").resolve()
-            source = root / one_line(file.subfolder) / one_line(file.filename)
-            if not source.resolve().is_relative_to(root) or not source.is_file():
+            # 120 characters, so that no file system minds the length.
+            source = root / one_line(file.subfolder, 120) / one_line(file.filename, 120)
+            with contextlib.suppress(RuntimeError):  # links that go round in circles
+                source = source.resolve()
+            if not source.is_relative_to(root) or not source.is_file():
                 raise ComfyLost(f"the clip it named is not there: {one_line(file.filename)}")
             source.replace(target)
         else:
-            url = f"{self.url}/view?{urlencode(file._asdict())}"
+            url = f"{self.url}/view?{urlencode(file._asdict(), errors='replace')}"
             with target.open("wb") as sink:
                 options: dict[str, Any] = {"sink": sink, "limit": MAX_CLIP_BYTES, "seconds": 120.0}
                 work = functools.partial(self.http.exchange, "GET", url, **options)
@@ -1995,18 +2123,37 @@ class Comfy:
             shutil.rmtree(self.home, ignore_errors=True)
 
 
+class Ear(websocket.WebSocket):
+    """A websocket whose messages are bounded in bytes and seconds, pings between them included."""
+
+    def listen(self) -> str | bytes:
+        self.left, self.end = MAX_JSON_BYTES, time.monotonic() + COMFY_CALL_S
+        return self.recv()
+
+    def _recv(self, bufsize: int) -> Any:
+        block = super()._recv(bufsize)  # type: ignore[no-untyped-call]
+        self.left -= len(block)
+        if self.left < 0 or time.monotonic() > self.end:
+            raise websocket.WebSocketException("the message is too long")
+        return block
+
+
 class Listener:
     """The websocket of one prompt. Losing it costs nothing but progress."""
 
     def __init__(self, url: str, client_id: str) -> None:
         self.url = f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
-        self.socket: websocket.WebSocket | None = None
+        self.socket: Ear | None = None
         self._connect()
 
     def _connect(self) -> None:
+        ear = Ear()
+        ear.settimeout(COMFY_CALL_S)
+        options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
         try:
-            options: dict[str, Any] = {"timeout": COMFY_CALL_S, "http_no_proxy": ["*"]}
-            self.socket = websocket.create_connection(self.url, **options)
+            with contextlib.closing(Clock(lambda: ear.sock, COMFY_CALL_S)):
+                ear.connect(self.url, **options)  # type: ignore[no-untyped-call]
+            self.socket = ear
         except (websocket.WebSocketException, OSError, ValueError):
             self.socket = None
 
@@ -2019,7 +2166,7 @@ class Listener:
         """Reads one message; True when it is time to look into the history."""
         assert self.socket
         try:
-            message = as_dict(json.loads(self.socket.recv()))
+            message = as_dict(json.loads(self.socket.listen()))
         except (websocket.WebSocketException, OSError):
             self.close()
             return True
@@ -2030,7 +2177,7 @@ class Listener:
             return False
         step = data.get("value")
         if message.get("type") in ("executing", "progress") and data.get("node") == sampler:
-            on_step(step if isinstance(step, int) else 0)
+            on_step(step if isinstance(step, int) and 0 <= step <= STEPS else 0)
         # The history is written between execution_success and this message.
         return message.get("type") == "executing" and data.get("node") is None
 
@@ -2999,7 +3146,7 @@ class Worker:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
         if time.monotonic() - self.idle_since >= self.settings.comfyui_idle_stop:
             self.studio.fleet.stop()
-        valid = isinstance(asked, (int, float)) and 0 < asked <= 3600
+        valid = isinstance(asked, (int, float)) and 0.05 <= asked <= 3600
         self.halt.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
     def _register(self) -> None:
@@ -3229,7 +3376,6 @@ def signals(halt: Halt) -> Iterator[None]:
 @contextlib.contextmanager
 def state_folder(settings: Settings) -> Iterator[None]:
     """The state folder, private and for one worker alone."""
-    os.umask(0o077)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     settings.state_dir.chmod(0o700)
     with (settings.state_dir / "lock").open("w") as lock:
@@ -3362,8 +3508,12 @@ def status_command(options: argparse.Namespace) -> int:
 def holds_lock(pid: object, state_dir: Path) -> bool:
     """Whether the process is a worker of this folder, without touching the lock itself."""
     with contextlib.suppress(OSError):
-        lock = os.path.realpath(state_dir / "lock")
-        return any(os.path.realpath(file) == lock for file in Path(f"/proc/{pid}/fd").iterdir())
+        inode = str((state_dir / "lock").stat().st_ino)
+        # 1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF
+        locks = map(str.split, Path("/proc/locks").read_text().splitlines())
+        return any(
+            lock[4:6] and (lock[4], lock[5].split(":")[-1]) == (str(pid), inode) for lock in locks
+        )
     return False
 
 
@@ -3493,7 +3643,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def close_doors() -> None:
+    """Lets nobody else read our files, nor our memory: not by a core file, not through /proc."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A program that gets core files through a pipe is not stopped by the limit.
+    pr_set_dumpable = 4
+    ctypes.CDLL(None).prctl(pr_set_dumpable, 0)
+
+
 def main(arguments: Sequence[str]) -> int:
+    close_doors()
     options = parse_arguments(arguments)
     try:
         return int(options.command(options))
