@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from rendering import EncoderDiedError, Encoding, Film, Picture, Projector, fit, write_film
-from saving import NumberedFile, number_file, spoil
+from saving import NumberedFile, number_file, pad, spoil
 
 if TYPE_CHECKING:
     from execution import Run
@@ -208,6 +208,7 @@ def combine_video(
         _save_still(run, film, target.path(".png"))
     path = target.path(".mp4")
     _write(run, film, path, _encoding(run, frame_rate, format, pingpong, widgets))
+    pad(path, run.engine.script.pad_mb)
     spoil(path, run.fault, run.engine.last_video)
     run.engine.last_video = path
     run.wait(run.times.encode - (time.monotonic() - started))

@@ -90,6 +90,7 @@ class Script:
         # What every prompt leaves behind in RAM, in MB, and whether /free gives it back.
         self.leak_mb = int(env.get("LOOKALIKE_LEAK_MB", 0))
         self.leak_stays = env.get("LOOKALIKE_LEAK_STAYS") == "1"
+        self.pad_mb = int(env.get("LOOKALIKE_PAD_MB", 0))  # the least size of a film's file
         self.crowded_until = 0.0  # monotonic: somebody else's models fill the card
         self.control_url = env.get("LOOKALIKE_CONTROL_URL")
         self.standing_fault = json.loads(env.get("LOOKALIKE_FAULT", "{}"))
