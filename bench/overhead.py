@@ -76,6 +76,7 @@ class Run:
     before: float
     after: float
     gaps: list[list[float]]
+    ready_seen: float
     usage: Usage
 
     @property
@@ -180,7 +181,8 @@ def read_run(mode: str, clips: int, hosted: Hosted, log: str, usage: Usage) -> R
         gaps.append([end - start for start, end in pairwise(moments)])
     ideal = boot + executions + encode
     before, after = at["start"][0] - claimed - boot, stored - at["done"][-1] - encode
-    return Run(mode, clips, stored - claimed, ideal, before, after, gaps, usage)
+    ready_seen = logged["boot_done"][0][0] - at["ready"][0]
+    return Run(mode, clips, stored - claimed, ideal, before, after, gaps, ready_seen, usage)
 
 
 def read_log(log: str) -> dict[str, list[tuple[float, dict[str, str]]]]:
@@ -218,6 +220,10 @@ def show_gaps(runs: Sequence[Run]) -> None:
             medians = [statistics.median(part) for part in zip(*gaps, strict=True)]
             total = statistics.median(map(sum, gaps))
             print(f"{mode:25}{total:8.3f}" + "".join(f"{median:17.3f}" for median in medians))
+    seen = statistics.median(run.ready_seen for run in runs)
+    print(
+        f"\nfrom a ComfyUI that listens to the worker's next step, median of first boots: {seen:.3f}"
+    )
 
 
 if __name__ == "__main__":
