@@ -221,9 +221,7 @@ def show_gaps(runs: Sequence[Run]) -> None:
             total = statistics.median(map(sum, gaps))
             print(f"{mode:25}{total:8.3f}" + "".join(f"{median:17.3f}" for median in medians))
     seen = statistics.median(run.ready_seen for run in runs)
-    print(
-        f"\nfrom a ComfyUI that listens to the worker's next step, median of first boots: {seen:.3f}"
-    )
+    print(f"\na ComfyUI that has booted is seen after (median of first boots): {seen:.3f}")
 
 
 if __name__ == "__main__":
