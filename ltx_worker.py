@@ -3255,13 +3255,47 @@ class LogLines(logging.StreamHandler[Any]):
             self.bar = bar
 
 
-def draw_bar(progress: Progress, width: int = 30) -> str:
-    """The progress as one line of a terminal; empty when idle."""
-    if not progress.job_id:
-        return ""
-    now = progress.snapshot()
-    full = round(width * now["percent"] / 100)
-    return f"[{'█' * full}{'░' * (width - full)}] {progress.sentence()}"
+class Bar:
+    """The progress as one line that fits the terminal, with the sampler's seconds a step."""
+
+    WIDTH = 30
+
+    def __init__(self, progress: Progress, lines: LogLines) -> None:
+        self.progress, self.lines = progress, lines
+        # Where this clip's steps were seen first: clip, step and the moment.
+        self.first = (0, 0, 0.0)
+        self.rate = ""
+
+    def draw(self) -> None:
+        self.lines.draw(self.line(terminal_width(), time.monotonic()) if self.lines.has_bar else "")
+
+    def line(self, columns: int, now: float) -> str:
+        """At most `columns` - 1 characters, so that it never wraps; empty when idle."""
+        if not self.progress.job_id:
+            return ""
+        told = self.progress.snapshot()
+        self._time_steps(told, now)
+        text = f"{self.progress.sentence()}{self.rate}"
+        width = min(self.WIDTH, columns - len(text) - 4)
+        full = round(max(0, width) * told["percent"] / 100)
+        bar = f"[{'█' * full}{'░' * (width - full)}] " if width >= 5 else ""
+        return f"{bar}{text}"[: columns - 1]
+
+    def _time_steps(self, told: Mapping[str, Any], now: float) -> None:
+        clip, step = (told["clip"], told["step"]) if told["stage"] == "rendering" else (0, 0)
+        if not step:
+            self.first, self.rate = (0, 0, now), ""
+        elif clip != self.first[0]:
+            self.first = (clip, step, now)
+        elif step > self.first[1]:
+            self.rate = f", {(now - self.first[2]) / (step - self.first[1]):.2f} s/step"
+
+
+def terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 @contextlib.contextmanager
@@ -3345,7 +3379,7 @@ def run_command(options: argparse.Namespace) -> int:
         say("watermark_missing", f"Jobs that ask for it will fail: {error}", logging.WARNING)
     with state_folder(settings), signals(halt):
         worker = Worker(with_worker_id(settings), halt)
-        worker.on_progress = lambda: handler.draw(draw_bar(worker.progress))
+        worker.on_progress = Bar(worker.progress, handler).draw
         try:
             return worker.run(options.once)
         finally:
@@ -3354,20 +3388,12 @@ def run_command(options: argparse.Namespace) -> int:
 
 def render_command(options: argparse.Namespace) -> int:
     """Frames and prompts to a film, without queue and upload."""
+    check_render(options)
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
-    if len(options.prompt) == 1:
-        options.prompt *= len(options.frames) - 1
-    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
-        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
-    if not options.output.absolute().parent.is_dir():
-        raise UsageError(f"{options.output}: there is no such folder")
-    for frame in options.frames:
-        if not Path(frame).is_file():
-            raise UsageError(f"{frame}: there is no such picture")
     handler = start_logging(settings)
-    check_tools()
     halt, progress = Halt(), Progress(Pace(settings))
+    check_box(settings, halt, GATE)
     with (
         state_folder(settings),
         signals(halt),
@@ -3376,21 +3402,67 @@ def render_command(options: argparse.Namespace) -> int:
         job = Job(Path(folder) / "render")
         job.create(None)
         progress.begin("render")
-        halt.on_tick = lambda: handler.draw(draw_bar(progress))
+        halt.on_tick = Bar(progress, handler).draw
         studio = Studio(settings, halt, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
             Film(studio, job, plan).make(copy_frame)
         except JobError as error:
-            say("render_failed", f"{error}\n{error.tail}".strip(), logging.ERROR)
+            handler.draw("")
+            told = f"{error}\n{error.tail}".strip()
+            if halt.stopping:
+                told = "Stopped before the film was done; nothing was left running."
+            say("render_failed", told, logging.ERROR)
             return 1
         finally:
             studio.fleet.stop()
             handler.draw("")
-        shutil.copyfile(job.output, options.output)
-        options.output.chmod(0o644)
+            if options.keep:
+                keep_clips(job, clips_folder(options.output))
+        hand_out(job.output, options.output)
     print(options.output)
     return 0
+
+
+def check_render(options: argparse.Namespace) -> None:
+    """What can be wrong with the command, before any work. Raises UsageError."""
+    if len(options.prompt) == 1:
+        options.prompt *= len(options.frames) - 1
+    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
+        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
+    if not options.output.absolute().parent.is_dir() or options.output.is_dir():
+        raise UsageError(f"{options.output}: give a file in a folder that exists")
+    clips = clips_folder(options.output)
+    for there in (options.output, *([clips] if options.keep else [])):
+        if there.exists() and not options.force:
+            raise UsageError(f"{there} exists; --force overwrites it")
+    for frame in options.frames:
+        if not Path(frame).is_file():
+            raise UsageError(f"{frame}: there is no such picture")
+
+
+def clips_folder(output: Path) -> Path:
+    """Where --keep puts the clips: film.clips beside film.mp4."""
+    return output.with_suffix(".clips")
+
+
+def keep_clips(job: Job, folder: Path) -> None:
+    """Copies the clips that were made; those of an earlier film give way."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    for clip in range(MAX_FRAMES - 1):
+        target = folder / job.clip(clip).name
+        target.unlink(missing_ok=True)
+        if job.clip(clip).exists():
+            hand_out(job.clip(clip), target)
+
+
+def hand_out(made: Path, target: Path) -> None:
+    """A copy for the operator, whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(made, part)
+    part.chmod(0o644)
+    part.replace(target)
 
 
 def copy_frame(source: str, target: Path, field: str) -> None:
@@ -3417,7 +3489,10 @@ def status_command(options: argparse.Namespace) -> int:
     if not holds_lock(status.get("pid"), settings.state_dir):
         status = {"lastOutcomes": as_list(status.get("lastOutcomes"))}
     status["running"] = "pid" in status
-    status["waiting"] = sorted(path.name for path in settings.state_dir.glob("jobs/*"))
+    stage = str(as_dict(status.get("progress")).get("stage"))
+    status["degraded"] = stage.removeprefix("degraded: ") if "degraded: " in stage else None
+    jobs = map(Job, sorted(settings.state_dir.glob("jobs/*")))
+    status["waiting"] = {job.id: describe_waiting(job) for job in jobs}
     print(json.dumps(status, indent=1) if options.json else describe_status(status))
     return 0
 
@@ -3430,21 +3505,34 @@ def holds_lock(pid: object, state_dir: Path) -> bool:
     return False
 
 
+def describe_waiting(job: Job) -> str:
+    """How far a job in the spool has come."""
+    if job.outcome.exists():
+        return f"to report {read_json(job.outcome).get('verb')}"
+    return "to upload its film" if job.output.exists() else "to be made"
+
+
 def describe_status(status: Mapping[str, Any]) -> str:
     now = as_dict(status.get("progress"))
     lines = ["No worker runs."]
     if status["running"] and now.get("jobId"):
-        where = f"clip {now.get('clip')}/{now.get('clips')}, step {now.get('step')}"
+        where = f"clip {now.get('clip')}/{now.get('clips')}"
+        where = f"{where}, step {now.get('step')}/{now.get('steps')}"
         eta = f", about {now['etaSec']} s left" if now.get("etaSec") is not None else ""
         doing = f"{now.get('stage')}, {where}, {now.get('percent')} %{eta}"
         lines = [f"job {now['jobId']}: {doing}"]
     elif status["running"]:
         lines = [f"{now.get('stage')}"]
+    if fault := FAULTS.get(str(status["degraded"])):
+        lines.append(f"It takes no job until this is mended: {fault.sentence}")
     if status["running"]:
-        lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}")
+        beat = parse_utc(status.get("lastHeartbeatAt"))
+        ago = f" ({time.time() - beat:.0f} s ago)" if beat is not None else ""
+        lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}{ago}")
     for done in map(as_dict, status["lastOutcomes"]):
         lines.append(f"{done.get('at')} job {done.get('jobId')}: {done.get('outcome')}")
-    return "\n".join([*lines, f"in the spool: {', '.join(status['waiting']) or 'nothing'}"])
+    waiting = [f"{job} ({what})" for job, what in status["waiting"].items()]
+    return "\n".join([*lines, f"in the spool: {', '.join(waiting) or 'nothing'}"])
 
 
 class Finding(NamedTuple):
@@ -3602,11 +3690,18 @@ def look_at_gpu(patient: Patient) -> Iterator[Told]:
 
 
 def look_at_comfyui(patient: Patient) -> Iterator[Told]:
+    settings = patient.settings
     if patient.comfy.answers():
         how = f"answers at {patient.comfy.url} and is not ended by us"
     else:
-        patient.boot()
-        how = f"boots from {patient.settings.comfyui_dir}"
+        try:
+            patient.boot()
+        except JobError as error:
+            folder, python = settings.comfyui_dir, settings.comfyui_python
+            why = " ".join([error.detail, *error.tail.splitlines()[-1:]])
+            yield "FAIL", why, f"cd {shlex.quote(str(folder))} && {shlex.quote(python)} main.py"
+            return
+        how = f"boots from {settings.comfyui_dir}"
     yield "OK", f"{patient.comfy.describe()} {how}", ""
 
 
@@ -3720,7 +3815,7 @@ EDIT = f"nano {shlex.quote(str(ENV_FILE))}"
 # Where a failure would make every job fail, so that `run` and `render` do not start.
 GATE = (
     Check("programs", look_at_programs, fix="sudo apt install ffmpeg"),
-    Check("interpreter", look_at_interpreter),
+    Check("interpreter", look_at_interpreter, fix=EDIT),
 )
 WATERMARK = Check("watermark", look_at_watermark, ("programs",), EDIT)
 CHECKS = (
@@ -3732,10 +3827,8 @@ CHECKS = (
     Check("disk", look_at_disk),
     Check("memory", look_at_memory),
     Check("gpu", look_at_gpu),
-    Check(
-        "comfyui", look_at_comfyui, ("interpreter",), "(cd $COMFYUI_DIR && $COMFYUI_PYTHON main.py)"
-    ),
-    Check("workflow", look_at_workflow, ("comfyui",)),
+    Check("comfyui", look_at_comfyui, ("interpreter",), EDIT),
+    Check("workflow", look_at_workflow, ("comfyui",), "ltx_worker.py doctor"),
     Check("service", look_at_service),
 )
 
@@ -3753,8 +3846,7 @@ def examine(patient: Patient, checks: Iterable[Check]) -> Iterator[Finding]:
         except (JobError, ConfigError, Unavailable, Verdict, ToolFailed, OSError) as error:
             if patient.halt.stopping:
                 raise
-            last = getattr(error, "tail", "").splitlines()[-1:]
-            told = [("FAIL", " ".join([str(error), *last]), check.fix)]
+            told = [("FAIL", str(error), check.fix)]
         # An OK that came after a complaint is none.
         bad = [one for one in told if one[0] != "OK"] or told
         failed.update(check.name for status, _, _ in bad if status == "FAIL")
@@ -3811,6 +3903,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     render.add_argument("--prompt", action="append", required=True, metavar="TEXT")
     render.add_argument("--watermark", action="store_true")
     render.add_argument("--seed", type=int)
+    render.add_argument("--keep", action="store_true", help="keep the clips in OUT.clips/")
+    render.add_argument("--force", action="store_true", help="overwrite what is there")
     render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.mp4")
     render.set_defaults(command=render_command)
     for name, command, told in (
