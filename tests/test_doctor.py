@@ -30,9 +30,12 @@ from ltx_worker import (
     weigh_memory,
 )
 from sandbox.client import Hosted
-from sandbox.comfyui.schemas import VERSIONS, load_schemas
 from tests.conftest import ROOT, WORKER, Box, foreign_comfyui, free_port
 from tests.pictures import picture
+
+sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
+
+from schemas import VERSIONS, load_schemas  # noqa: E402
 
 RTX_5090 = "NVIDIA GeForce RTX 5090, 32607, 580.95.05"
 
