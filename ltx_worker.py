@@ -3264,7 +3264,7 @@ class Bar:
         self.progress, self.lines = progress, lines
         # Where this clip's steps were seen first: clip, step and the moment.
         self.first = (0, 0, 0.0)
-        self.rate = ""
+        self.step, self.rate = 0, ""
 
     def draw(self) -> None:
         self.lines.draw(self.line(terminal_width(), time.monotonic()) if self.lines.has_bar else "")
@@ -3287,8 +3287,10 @@ class Bar:
             self.first, self.rate = (0, 0, now), ""
         elif clip != self.first[0]:
             self.first = (clip, step, now)
-        elif step > self.first[1]:
+        elif step > max(self.step, self.first[1]):
+            # Only a new step tells; decoding the frames after the last one is none.
             self.rate = f", {(now - self.first[2]) / (step - self.first[1]):.2f} s/step"
+        self.step = step
 
 
 def terminal_width() -> int:

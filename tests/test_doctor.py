@@ -35,7 +35,7 @@ from tests.pictures import picture
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
 
-from schemas import VERSIONS, load_schemas  # noqa: E402
+from schemas import VERSIONS, load_schemas
 
 RTX_5090 = "NVIDIA GeForce RTX 5090, 32607, 580.95.05"
 
