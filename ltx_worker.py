@@ -55,7 +55,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -761,6 +761,48 @@ def combo_options(declared: object) -> list[Any]:
     return kind if isinstance(kind, list) else as_list(as_dict(extra).get("options"))
 
 
+def declared_inputs(info: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs a node class takes with these values, by name; each is its declaration.
+
+    A dynamic combo adds dotted names for the chosen option, a format of VHS plain ones.
+    """
+    groups = as_dict(info.get("input"))
+    inputs = {**as_dict(groups.get("required")), **as_dict(groups.get("optional"))}
+    for name, declared in list(inputs.items()):
+        extra = as_dict([*as_list(declared), None, None][1])
+        for option in map(as_dict, as_list(extra.get("options"))):
+            if option.get("key") == given.get(name):
+                for group in as_dict(option.get("inputs")).values():
+                    inputs |= {f"{name}.{part}": told for part, told in as_dict(group).items()}
+        chosen = as_list(as_dict(extra.get("formats")).get(str(given.get(name))))
+        inputs |= {str(one[0]): one[1:] for one in map(as_list, chosen) if one}
+    return inputs
+
+
+def find_gaps(workflow: Workflow, known: Mapping[str, Any]) -> Iterator[JobError]:
+    """What of the workflow /object_info does not know. Each class is told of once."""
+    for kind, given in {node["class_type"]: node["inputs"] for node in workflow.values()}.items():
+        info = as_dict(known.get(kind))
+        if not info:
+            yield missing_node(kind)
+            continue
+        inputs = declared_inputs(info, given)
+        pack = NODE_PACKS.get(kind, "ComfyUI")
+        for name, value in given.items():
+            # The images are uploaded later, so they are in no list yet.
+            options = [] if kind == "LoadImage" else combo_options(inputs.get(name))
+            if any(isinstance(option, dict) for option in options):
+                options = [as_dict(option).get("key") for option in options]
+            if name not in inputs:
+                told = f"Node {kind} has no input {name}; update {pack}."
+                yield JobError("comfyui_missing_node", told)
+            elif name in MODEL_FOLDERS and value not in options:
+                yield missing_model(value, MODEL_FOLDERS[name])
+            elif options and value not in options:
+                told = f"Node {kind} knows no {name} {value!r}; update {pack}."
+                yield JobError("comfyui_missing_node", told)
+
+
 def read_rejection(body: object) -> JobError:
     """What ComfyUI's refusal of a prompt means (POST /prompt, node_errors included)."""
     error = as_dict(as_dict(body).get("error"))
@@ -1445,6 +1487,20 @@ class Blob:
                 return {}
             raise
 
+    def probe(self) -> None:
+        """Puts a small object of its own, looks at it and deletes it, once. Raises as put does."""
+        pathname = f"spatial-story/doctor/{uuid.uuid4().hex}.mp4"
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"put by ltx_worker.py doctor")
+            file.flush()
+            self._send(Path(file.name), pathname, EMPTY, lambda _sent, _size: None)
+            found = self._find(Path(file.name), pathname, EMPTY)
+        self._call("POST", "/delete", {}, EMPTY, json={"urls": [pathname]})
+        if not found:
+            raise Unavailable("an object that was just put is not there")
+        if self.holds(pathname):
+            raise Unavailable("an object that was just deleted is still there")
+
     def _find(self, path: Path, pathname: str, headers: Mapping[str, str]) -> str | None:
         """The URL of a blob that is already this very file."""
         found = self.holds(pathname, headers)
@@ -1536,10 +1592,11 @@ class Blob:
         reply = self.halt.call(lambda: work(headers=headers, seconds=BLOB_CALL_S), longest)
         if not reply.ok:
             raise read_blob_error(reply)
-        answer = reply.json_or(None)
-        if not isinstance(answer, dict):
+        answer = reply.json_or(NOT_JSON)
+        # A delete is answered with null.
+        if answer is not None and not isinstance(answer, dict):
             raise Unavailable("the answer is no JSON object")
-        return answer
+        return answer or {}
 
 
 def file_md5(path: Path) -> str:
@@ -1744,18 +1801,31 @@ def sweep_leftovers(state_dir: Path) -> None:
                 os.close(pidfd)
 
 
+def ask(settings: Settings, *command: str, seconds: float = 10.0) -> str:
+    """What a quick program prints, whatever its exit code; '' when it cannot be run."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds,
+            env=dict(settings.child_environ),
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def ask_gpu(settings: Settings, *fields: str) -> list[str]:
+    """These fields of the first GPU as nvidia-smi tells them; empty without one."""
+    form = "--format=csv,noheader,nounits"
+    answer = ask(settings, "nvidia-smi", f"--query-gpu={','.join(fields)}", form, seconds=5)
+    told = answer.split("\n")[0].rsplit(",", len(fields) - 1)
+    return [field.strip() for field in told] if len(told) == len(fields) else []
+
+
 def read_gpu(settings: Settings) -> dict[str, object] | None:
     """Name and memory of the first GPU as nvidia-smi tells; None without one."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(
-            query, capture_output=True, text=True, timeout=5, check=True,
-            env=dict(settings.child_environ),
-        )  # fmt: skip
-        name, megabytes = answer.stdout.splitlines()[0].rsplit(",", 1)
-        return {"name": name.strip(), "vramBytes": int(megabytes) * 2**20}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    match ask_gpu(settings, "name", "memory.total"):
+        case [name, megabytes] if megabytes.isdecimal():
+            return {"name": name, "vramBytes": int(megabytes) * 2**20}
+    return None
 
 
 class Picture(NamedTuple):
@@ -1938,6 +2008,12 @@ class Comfy:
         ours = self.home is None or str(self.home / "output") in as_list(system.get("argv"))
         return ours and "comfyui_version" in system
 
+    def describe(self) -> str:
+        """The server's version and device, for people."""
+        stats = as_dict(self._get("/system_stats"))
+        device = as_dict([*as_list(stats.get("devices")), {}][0]).get("name", "no device")
+        return one_line(f"{as_dict(stats.get('system')).get('comfyui_version')} on {device}")
+
     def vram(self) -> Vram:
         """What the server tells of its first device; zeros when it tells nothing."""
         stats = as_dict(self._get("/system_stats"))
@@ -1961,18 +2037,20 @@ class Comfy:
             died = not self.child.alive
             raise JobError("comfyui_unavailable", why, again=died, tail=self.child.tail())
 
+    def parts(self, kinds: Iterable[str]) -> dict[str, Any]:
+        """What /object_info tells of these node classes; a missing one is an empty object."""
+        asked = {kind: as_dict(self._get(f"/object_info/{kind}")) for kind in kinds}
+        return {kind: as_dict(answer.get(kind)) for kind, answer in asked.items()}
+
+    def gaps(self, workflow: Workflow) -> list[JobError]:
+        """Every node class, input and model file of the workflow that this ComfyUI lacks."""
+        known = self.parts({node["class_type"] for node in workflow.values()})
+        return list(find_gaps(workflow, known))
+
     def check_parts(self, workflow: Workflow) -> None:
-        """Raises JobError for a node class or a model file of the workflow that is missing."""
-        for node in workflow.values():
-            kind = node["class_type"]
-            info = as_dict(as_dict(self._get(f"/object_info/{kind}")).get(kind))
-            if not info:
-                raise missing_node(kind)
-            known = as_dict(as_dict(info.get("input")).get("required"))
-            for name, folder in MODEL_FOLDERS.items():
-                value = node["inputs"].get(name)
-                if value is not None and value not in combo_options(known.get(name)):
-                    raise missing_model(value, folder)
+        """Raises JobError for the first gap."""
+        for gap in self.gaps(workflow):
+            raise gap
 
     def flush(self) -> None:
         """Empties the server's caches, and looks whether the VRAM came back."""
@@ -3346,13 +3424,49 @@ class LogLines(logging.StreamHandler[Any]):
             self.bar = bar
 
 
-def draw_bar(progress: Progress, width: int = 30) -> str:
-    """The progress as one line of a terminal; empty when idle."""
-    if not progress.job_id:
-        return ""
-    now = progress.snapshot()
-    full = round(width * now["percent"] / 100)
-    return f"[{'█' * full}{'░' * (width - full)}] {progress.sentence()}"
+class Bar:
+    """The progress as one line that fits the terminal, with the sampler's seconds a step."""
+
+    WIDTH = 30
+
+    def __init__(self, progress: Progress, lines: LogLines) -> None:
+        self.progress, self.lines = progress, lines
+        # Where this clip's steps were seen first: clip, step and the moment.
+        self.first = (0, 0, 0.0)
+        self.step, self.rate = 0, ""
+
+    def draw(self) -> None:
+        self.lines.draw(self.line(terminal_width(), time.monotonic()) if self.lines.has_bar else "")
+
+    def line(self, columns: int, now: float) -> str:
+        """At most `columns` - 1 characters, so that it never wraps; empty when idle."""
+        if not self.progress.job_id:
+            return ""
+        told = self.progress.snapshot()
+        self._time_steps(told, now)
+        text = f"{self.progress.sentence()}{self.rate}"
+        width = min(self.WIDTH, columns - len(text) - 4)
+        full = round(max(0, width) * told["percent"] / 100)
+        bar = f"[{'█' * full}{'░' * (width - full)}] " if width >= 5 else ""
+        return f"{bar}{text}"[: columns - 1]
+
+    def _time_steps(self, told: Mapping[str, Any], now: float) -> None:
+        clip, step = (told["clip"], told["step"]) if told["stage"] == "rendering" else (0, 0)
+        if not step:
+            self.first, self.rate = (0, 0, now), ""
+        elif clip != self.first[0]:
+            self.first = (clip, step, now)
+        elif step > max(self.step, self.first[1]):
+            # Only a new step tells; decoding the frames after the last one is none.
+            self.rate = f", {(now - self.first[2]) / (step - self.first[1]):.2f} s/step"
+        self.step = step
+
+
+def terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 @contextlib.contextmanager
@@ -3415,20 +3529,27 @@ def start_logging(settings: Settings) -> LogLines:
     return handler
 
 
+ENV_FILE = Path(__file__).resolve().with_name(".env")
+
+
 def read_environ() -> dict[str, str]:
     """The environment over the .env beside this file."""
-    beside = dotenv.dotenv_values(Path(__file__).resolve().with_name(".env"), interpolate=False)
+    beside = dotenv.dotenv_values(ENV_FILE, interpolate=False)
     return {**{name: value for name, value in beside.items() if value is not None}, **os.environ}
 
 
 def run_command(options: argparse.Namespace) -> int:
     settings = Settings.load(read_environ())
     handler = start_logging(settings)
-    check_tools()
     halt = Halt()
+    check_box(settings, halt, GATE)
+    try:
+        check_box(settings, halt, [WATERMARK])
+    except ConfigError as error:
+        say("watermark_missing", f"Jobs that ask for it will fail: {error}", logging.WARNING)
     with state_folder(settings), signals(halt):
         worker = Worker(with_worker_id(settings), halt)
-        worker.on_progress = lambda: handler.draw(draw_bar(worker.progress))
+        worker.on_progress = Bar(worker.progress, handler).draw
         try:
             return worker.run(options.once)
         finally:
@@ -3437,20 +3558,12 @@ def run_command(options: argparse.Namespace) -> int:
 
 def render_command(options: argparse.Namespace) -> int:
     """Frames and prompts to a film, without queue and upload."""
+    check_render(options)
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
-    if len(options.prompt) == 1:
-        options.prompt *= len(options.frames) - 1
-    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
-        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
-    if not options.output.absolute().parent.is_dir():
-        raise UsageError(f"{options.output}: there is no such folder")
-    for frame in options.frames:
-        if not Path(frame).is_file():
-            raise UsageError(f"{frame}: there is no such picture")
     handler = start_logging(settings)
-    check_tools()
     halt, progress = Halt(), Progress(Pace(settings))
+    check_box(settings, halt, GATE)
     with (
         state_folder(settings),
         signals(halt),
@@ -3459,21 +3572,67 @@ def render_command(options: argparse.Namespace) -> int:
         job = Job(Path(folder) / "render")
         job.create(None)
         progress.begin("render")
-        halt.on_tick = lambda: handler.draw(draw_bar(progress))
+        halt.on_tick = Bar(progress, handler).draw
         studio = Studio(settings, halt, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
             Film(studio, job, plan).make(copy_frame)
         except JobError as error:
-            say("render_failed", f"{error}\n{error.tail}".strip(), logging.ERROR)
+            handler.draw("")
+            told = f"{error}\n{error.tail}".strip()
+            if halt.stopping:
+                told = "Stopped before the film was done; nothing was left running."
+            say("render_failed", told, logging.ERROR)
             return 1
         finally:
             studio.fleet.stop()
             handler.draw("")
-        shutil.copyfile(job.output, options.output)
-        options.output.chmod(0o644)
+            if options.keep:
+                keep_clips(job, clips_folder(options.output))
+        hand_out(job.output, options.output)
     print(options.output)
     return 0
+
+
+def check_render(options: argparse.Namespace) -> None:
+    """What can be wrong with the command, before any work. Raises UsageError."""
+    if len(options.prompt) == 1:
+        options.prompt *= len(options.frames) - 1
+    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
+        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
+    if not options.output.absolute().parent.is_dir() or options.output.is_dir():
+        raise UsageError(f"{options.output}: give a file in a folder that exists")
+    clips = clips_folder(options.output)
+    for there in (options.output, *([clips] if options.keep else [])):
+        if there.exists() and not options.force:
+            raise UsageError(f"{there} exists; --force overwrites it")
+    for frame in options.frames:
+        if not Path(frame).is_file():
+            raise UsageError(f"{frame}: there is no such picture")
+
+
+def clips_folder(output: Path) -> Path:
+    """Where --keep puts the clips: film.clips beside film.mp4."""
+    return output.with_suffix(".clips")
+
+
+def keep_clips(job: Job, folder: Path) -> None:
+    """Copies the clips that were made; those of an earlier film give way."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    for clip in range(MAX_FRAMES - 1):
+        target = folder / job.clip(clip).name
+        target.unlink(missing_ok=True)
+        if job.clip(clip).exists():
+            hand_out(job.clip(clip), target)
+
+
+def hand_out(made: Path, target: Path) -> None:
+    """A copy for the operator, whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(made, part)
+    part.chmod(0o644)
+    part.replace(target)
 
 
 def copy_frame(source: str, target: Path, field: str) -> None:
@@ -3500,7 +3659,10 @@ def status_command(options: argparse.Namespace) -> int:
     if not holds_lock(status.get("pid"), settings.state_dir):
         status = {"lastOutcomes": as_list(status.get("lastOutcomes"))}
     status["running"] = "pid" in status
-    status["waiting"] = sorted(path.name for path in settings.state_dir.glob("jobs/*"))
+    stage = str(as_dict(status.get("progress")).get("stage"))
+    status["degraded"] = stage.removeprefix("degraded: ") if "degraded: " in stage else None
+    jobs = map(Job, sorted(settings.state_dir.glob("jobs/*")))
+    status["waiting"] = {job.id: describe_waiting(job) for job in jobs}
     print(json.dumps(status, indent=1) if options.json else describe_status(status))
     return 0
 
@@ -3517,25 +3679,38 @@ def holds_lock(pid: object, state_dir: Path) -> bool:
     return False
 
 
+def describe_waiting(job: Job) -> str:
+    """How far a job in the spool has come."""
+    if job.outcome.exists():
+        return f"to report {read_json(job.outcome).get('verb')}"
+    return "to upload its film" if job.output.exists() else "to be made"
+
+
 def describe_status(status: Mapping[str, Any]) -> str:
     now = as_dict(status.get("progress"))
     lines = ["No worker runs."]
     if status["running"] and now.get("jobId"):
-        where = f"clip {now.get('clip')}/{now.get('clips')}, step {now.get('step')}"
+        where = f"clip {now.get('clip')}/{now.get('clips')}"
+        where = f"{where}, step {now.get('step')}/{now.get('steps')}"
         eta = f", about {now['etaSec']} s left" if now.get("etaSec") is not None else ""
         doing = f"{now.get('stage')}, {where}, {now.get('percent')} %{eta}"
         lines = [f"job {now['jobId']}: {doing}"]
     elif status["running"]:
         lines = [f"{now.get('stage')}"]
+    if fault := FAULTS.get(str(status["degraded"])):
+        lines.append(f"It takes no job until this is mended: {fault.sentence}")
     if status["running"]:
-        lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}")
+        beat = parse_utc(status.get("lastHeartbeatAt"))
+        ago = f" ({time.time() - beat:.0f} s ago)" if beat is not None else ""
+        lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}{ago}")
     for done in map(as_dict, status["lastOutcomes"]):
         lines.append(f"{done.get('at')} job {done.get('jobId')}: {done.get('outcome')}")
-    return "\n".join([*lines, f"in the spool: {', '.join(status['waiting']) or 'nothing'}"])
+    waiting = [f"{job} ({what})" for job, what in status["waiting"].items()]
+    return "\n".join([*lines, f"in the spool: {', '.join(waiting) or 'nothing'}"])
 
 
 class Finding(NamedTuple):
-    """One line of the doctor: what was checked, OK / WARN / FAIL, what was seen, what to do."""
+    """One line of the doctor: what was checked, OK / WARN / FAIL, what was seen, what to type."""
 
     check: str
     status: str
@@ -3543,72 +3718,351 @@ class Finding(NamedTuple):
     next: str = ""
 
 
-def examine(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Looks at everything a job needs, short of booting ComfyUI."""
+class Patient:
+    """What the checks look at. A ComfyUI that they booted ends with the context."""
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.settings, self.halt = settings, halt
+        self.media = Media(settings, halt)
+        self.comfy = Comfy(settings.comfyui_url, halt)
+        self.undo = contextlib.ExitStack()
+
+    def boot(self) -> None:
+        """Boots a ComfyUI on a port and in a folder of its own, out of a running worker's way."""
+        url = urlsplit(self.settings.comfyui_url)
+        url = url._replace(netloc=f"{url.hostname}:{free_port()}")
+        folder = self.undo.enter_context(tempfile.TemporaryDirectory(prefix="ltx-doctor-"))
+        own = dataclasses.replace(self.settings, comfyui_url=url.geturl(), state_dir=Path(folder))
+        fleet = ComfyFleet(own, self.halt)
+        self.undo.callback(fleet.stop)
+        self.comfy = fleet.fresh()
+
+
+Told = tuple[str, str, str]
+Look = Callable[[Patient], Iterator[Told]]
+
+
+class Check(NamedTuple):
+    """One entry of the doctor's table.
+
+    look: yields status, detail and next command; what it raises is a FAIL with `fix`.
+    needs: the checks that this one makes no sense without.
+    """
+
+    name: str
+    look: Look
+    needs: tuple[str, ...] = ()
+    fix: str = ""
+
+
+def look_at_programs(patient: Patient) -> Iterator[Told]:
+    fix = "sudo apt install ffmpeg"
+    check_tools()
+    filters = ask(patient.settings, "ffmpeg", "-hide_banner", "-filters")
+    codecs = ask(patient.settings, "ffmpeg", "-hide_banner", "-codecs")
+    found = set(re.findall(r"^ ?[.A-Z|]{2,3} (\w+) ", filters, re.MULTILINE))
+    for name in sorted(set(FILTERS) - found):
+        yield "FAIL", f"ffmpeg has no filter {name}", fix
+    for name in DECODERS:
+        if not re.search(rf"^ D.{{5}} {name} ", codecs, re.MULTILINE):
+            yield "FAIL", f"ffmpeg has no decoder {name}", fix
+    if not re.search(rf"\b{H264['c:v']}\b", codecs):
+        yield "FAIL", f"ffmpeg has no encoder {H264['c:v']}", fix
+    yield "OK", f"ffmpeg, ffprobe, {len(FILTERS)} filters, {H264['c:v']}", ""
+
+
+def look_at_interpreter(patient: Patient) -> Iterator[Told]:
+    python, folder = patient.settings.comfyui_python, patient.settings.comfyui_dir
+    version = ask(patient.settings, python, "-S", "-c", "import sys; print(sys.version.split()[0])")
+    if version:
+        yield "OK", f"{folder}, Python {version}", ""
+    else:
+        yield "FAIL", f"COMFYUI_PYTHON={python} does not run", f"{shlex.quote(python)} --version"
+
+
+def look_at_api(patient: Patient) -> Iterator[Told]:
+    settings = with_worker_id(patient.settings)
+    api = QueueApi(settings, patient.halt)
+    try:
+        api.register(read_gpu(settings))
+        yield "OK", f"{settings.api_url} takes our secret", ""
+    except Verdict:
+        yield "WARN", "it has no register call, so the secret is untested", ""
+    except Unavailable as error:
+        yield "FAIL", one_line(error), f"curl -i {settings.api_url}"
+    if abs(api.skew) > MAX_SKEW_S:
+        told = f"our clock is {abs(api.skew):.0f} s {'behind' if api.skew > 0 else 'ahead of'} it"
+        yield "WARN", told, "sudo timedatectl set-ntp true"
+
+
+def look_at_blob(patient: Patient) -> Iterator[Told]:
+    try:
+        Blob(patient.settings, patient.halt).probe()
+        yield "OK", "a small object was put, looked at and deleted", ""
+    except Unavailable as error:
+        yield "FAIL", one_line(error), f"curl -i {patient.settings.blob_api_url}"
+
+
+def look_at_watermark(patient: Patient) -> Iterator[Told]:
+    path, media = patient.settings.watermark, patient.media
+    fix = f"file {shlex.quote(str(path))}"
+    try:
+        size = media.check_watermark(path)
+    except JobError as error:
+        yield "FAIL", error.detail, fix
+        return
+    alpha = read_picture(path, "png_pipe").filter("format", "rgba").filter("alphaextract")
+    with media.start(ffmpeg_command(alpha.output("pipe:", f="rawvideo", pix_fmt="gray"))) as child:
+        media.finish(child)
+        if min(os.pread(child.output.fileno(), MAX_FRAME_PIXELS, 0), default=255) == 255:
+            yield "WARN", "it is opaque, so it will hide what is behind it", fix
+            return
+    yield "OK", f"{size.width}x{size.height}, with transparency", ""
+
+
+def look_at_disk(patient: Patient) -> Iterator[Told]:
+    state, needed = patient.settings.state_dir, job_bytes(patient.settings.size)
+    there = next(folder for folder in (state, *state.parents) if folder.is_dir())
+    told = f"{shutil.disk_usage(there).free >> 20} MB free in {there}, a job may need"
+    told = f"{told} {needed >> 20}"
+    fits = shutil.disk_usage(there).free >= needed
+    yield (
+        ("OK", told, "") if fits else ("FAIL", told, f"du -xh {shlex.quote(str(there))} | sort -h")
+    )
+
+
+def look_at_memory(_patient: Patient) -> Iterator[Told]:
+    yield weigh_memory(Path("/proc/meminfo").read_text())
+
+
+def weigh_memory(meminfo: str) -> Told:
+    """Judges the text of /proc/meminfo."""
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.MULTILINE))
+    ram, swap = (int(sizes.get(name, 0)) / 2**20 for name in ("MemTotal", "SwapTotal"))
+    told = f"{ram:.0f} GB RAM, {swap:.0f} GB swap"
+    if ram + swap >= CLIP_RAM_GB:
+        return "OK", told, ""
+    why = f"one ComfyUI with a GGUF encoder held {CLIP_RAM_GB} GB after its first clip"
+    return "WARN", f"{told}; {why}", "sudo fallocate -l 32G /swapfile  (then mkswap, swapon)"
+
+
+def look_at_gpu(patient: Patient) -> Iterator[Told]:
+    match ask_gpu(patient.settings, "name", "memory.total", "driver_version"):
+        case [name, megabytes, driver] if megabytes.isdecimal():
+            yield "OK", f"{name}, {megabytes} MB, driver {driver}", ""
+        case _:
+            yield "WARN", "nvidia-smi tells of no GPU", "nvidia-smi"
+            return
+    if int(megabytes) < TRIED_VRAM_MB:
+        why = "the recipe was tried with 32 GB; workflows/ has a graph for small cards"
+        yield "WARN", f"{megabytes} MB of memory: {why}", ""
+    compute = ask_gpu(patient.settings, "compute_cap")
+    if "".join(compute).startswith("12.") or re.search(r"RTX 50\d\d", name):
+        for is_risky, told, fix in BLACKWELL_RISKS:
+            if is_risky(patient.settings):
+                yield "WARN", f"Blackwell: {told}", f"{EDIT}  (set {fix})"
+
+
+def look_at_comfyui(patient: Patient) -> Iterator[Told]:
+    settings = patient.settings
+    if patient.comfy.answers():
+        how = f"answers at {patient.comfy.url} and is not ended by us"
+    else:
+        try:
+            patient.boot()
+        except JobError as error:
+            folder, python = settings.comfyui_dir, settings.comfyui_python
+            why = " ".join([error.detail, *error.tail.splitlines()[-1:]])
+            yield "FAIL", why, f"cd {shlex.quote(str(folder))} && {shlex.quote(python)} main.py"
+            return
+        how = f"boots from {settings.comfyui_dir}"
+    yield "OK", f"{patient.comfy.describe()} {how}", ""
+
+
+def look_at_workflow(patient: Patient) -> Iterator[Told]:
+    settings, comfy = patient.settings, patient.comfy
+    shot = Shot(0, "first.png", "last.png", "", 0, "probe", render_size(settings.size))
+    workflow = build_workflow(shot, settings)
+    for gap in comfy.gaps(workflow):
+        yield "FAIL", gap.detail, install_command(gap.detail, settings)
+    packs = settings.comfyui_dir / "custom_nodes"
+    parts = comfy.parts(("DualCLIPLoaderGGUF", "LTXVSaveConditioning"))
+    # The pack of the GGUF loader lists the text models that it can read in its loader.py.
+    pack = str(parts["DualCLIPLoaderGGUF"].get("python_module", "")).removeprefix("custom_nodes.")
+    with contextlib.suppress(OSError):
+        loader = (packs / pack / "loader.py").read_text()
+        gguf = settings.text_encoder.lower().endswith(".gguf")
+        if gguf and not re.search(r"[\"']gemma3[\"']", loader):
+            fix = f"git -C {shlex.quote(str(packs / pack))} pull"
+            yield "FAIL", f"{pack} is too old to load Gemma 3 (it is from before 2026)", fix
+    if [*packs.glob("*LTXVideo*")] and not parts["LTXVSaveConditioning"]:
+        told = "the LTXVideo pack is installed but did not load; kornia 0.8.3 and newer break it"
+        fix = f"{shlex.quote(settings.comfyui_python)} -m pip install kornia==0.8.2"
+        yield "WARN", f"{told} (this workflow does not need it)", fix
+    yield "OK", f"{len(workflow)} nodes with their inputs and model files are there", ""
+
+
+def install_command(lack: str, settings: Settings) -> str:
+    """What to type for something missing that ComfyUI told of."""
+    folder = shlex.quote(str(settings.comfyui_dir))
+    for pack, source in PACK_SOURCES.items():
+        if f"install {pack}" in lack:
+            return f"git clone https://github.com/{source} {folder}/custom_nodes/{pack}"
+        if f"update {pack}" in lack:
+            return f"git -C {folder}/custom_nodes/{pack} pull"
+    for name, source in MODEL_SOURCES.items():
+        if lack.startswith(f"Put {name} "):
+            target = f"{folder}/{lack.rsplit(' ', 1)[-1].rstrip('.')}/{name}"
+            return f"curl -fL -o {target} https://huggingface.co/{source}/{name}"
+    found = re.search(r"models/\w+", lack)
+    return f"ls {folder}/{found[0]}" if found else f"git -C {folder} pull"
+
+
+def look_at_env_file(_patient: Patient) -> Iterator[Told]:
+    if not ENV_FILE.exists():
+        yield "OK", "there is none; the settings are the environment's", ""
+    elif ENV_FILE.stat().st_mode & 0o077:
+        fix = f"chmod 600 {shlex.quote(str(ENV_FILE))}"
+        yield "FAIL", f"others on this machine can read the secrets in {ENV_FILE}", fix
+    else:
+        yield "OK", f"{ENV_FILE} is readable by its owner alone", ""
+
+
+def look_at_service(patient: Patient) -> Iterator[Told]:
+    settings, unit = patient.settings, "ltx-worker.service"
+    show = ("systemctl", "--user", "show", "--value", "-p")
+    loaded = ask(settings, *show, "LoadState", unit)
+    if not loaded:
+        yield "WARN", "no systemd user manager answers, so nothing restarts the worker", ""
+    elif loaded != "loaded":
+        source = shlex.quote(str(ENV_FILE.parent / "systemd" / unit))
+        fix = f"install -Dm644 {source} ~/.config/systemd/user/{unit}"
+        yield "WARN", f"{unit} is not installed ({one_line(loaded)})", fix
+    elif ask(settings, *show, "UnitFileState", unit) != "enabled":
+        yield "WARN", f"{unit} is not enabled", "systemctl --user enable --now ltx-worker"
+    elif ask(settings, "loginctl", "show-user", str(os.getuid()), "-p", "Linger") != "Linger=yes":
+        why = "without lingering it stops when you log out"
+        yield "WARN", why, 'sudo loginctl enable-linger "$USER"'
+    else:
+        yield "OK", f"{unit} is enabled and lingers", ""
+
+
+# What the worker and its clip gate ask of ffmpeg.
+FILTERS = (
+    *("alphaextract", "blackdetect", "crop", "format", "freezedetect", "gblur", "hflip"),
+    *("metadata", "normalize", "overlay", "psnr", "scale", "scdet", "setpts", "signalstats"),
+    *("split", "ssim", "tile", "transpose", "trim", "vflip"),
+)
+DECODERS = ("png", "mjpeg", "webp", "h264")
+MAX_SKEW_S = 5.0
+# Measured with ComfyUI's older memory manager, which GGUF models use.
+CLIP_RAM_GB = 29
+TRIED_VRAM_MB = 31_000
+BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
+    (
+        lambda settings: "fp8" in settings.text_encoder.lower(),
+        "an fp8 Gemma is reported to crash (ComfyUI #11920)",
+        "LTX_TEXT_ENCODER=gemma-3-12b-it-qat-Q4_K_M.gguf",
+    ),
+    (
+        lambda settings: "distilled" not in settings.checkpoint.lower(),
+        "a screen-door pattern is reported for dev models, not for distilled ones (LTXVideo #379)",
+        "LTX_CHECKPOINT=ltx-2.3-22b-distilled-fp8.safetensors",
+    ),
+    (
+        lambda settings: settings.comfyui_restart == "job",
+        "with GGUF a second clip in one process ran out of 32 GB",
+        "COMFYUI_RESTART=clip",
+    ),
+)
+PACK_SOURCES = {
+    "ComfyUI-GGUF": "city96/ComfyUI-GGUF",
+    "ComfyUI-KJNodes": "kijai/ComfyUI-KJNodes",
+    "ComfyUI-VideoHelperSuite": "Kosinkadink/ComfyUI-VideoHelperSuite",
+}
+MODEL_SOURCES = {
+    "ltx-2.3-22b-distilled-fp8.safetensors": "Lightricks/LTX-2.3-fp8/resolve/main",
+    "ltx-2.3_text_projection_bf16.safetensors": "Kijai/LTX2.3_comfy/resolve/main/text_encoders",
+}
+EDIT = f"nano {shlex.quote(str(ENV_FILE))}"
+
+# Where a failure would make every job fail, so that `run` and `render` do not start.
+GATE = (
+    Check("programs", look_at_programs, fix="sudo apt install ffmpeg"),
+    Check("interpreter", look_at_interpreter, fix=EDIT),
+)
+WATERMARK = Check("watermark", look_at_watermark, ("programs",), EDIT)
+CHECKS = (
+    Check("env file", look_at_env_file),
+    *GATE,
+    Check("api", look_at_api, fix=EDIT),
+    Check("blob", look_at_blob, fix=EDIT),
+    WATERMARK,
+    Check("disk", look_at_disk),
+    Check("memory", look_at_memory),
+    Check("gpu", look_at_gpu),
+    Check("comfyui", look_at_comfyui, ("interpreter",), EDIT),
+    Check("workflow", look_at_workflow, ("comfyui",), "ltx_worker.py doctor"),
+    Check("service", look_at_service),
+)
+
+
+def examine(patient: Patient, checks: Iterable[Check]) -> Iterator[Finding]:
+    """Goes through the table; what hangs on a failed check is skipped."""
+    failed = set[str]()
+    for check in checks:
+        if lost := sorted(failed.intersection(check.needs)):
+            failed.add(check.name)
+            yield Finding(check.name, "WARN", f"skipped, as {lost[0]} failed")
+            continue
+        try:
+            told = list(check.look(patient))
+        except (JobError, ConfigError, Unavailable, Verdict, ToolFailed, OSError) as error:
+            if patient.halt.stopping:
+                raise
+            told = [("FAIL", str(error), check.fix)]
+        # An OK that came after a complaint is none.
+        bad = [one for one in told if one[0] != "OK"] or told
+        failed.update(check.name for status, _, _ in bad if status == "FAIL")
+        yield from (Finding(check.name, *one) for one in bad)
+
+
+def check_box(settings: Settings, halt: Halt, checks: Iterable[Check]) -> None:
+    """The checks that are quick, before any work. Raises ConfigError with all that FAILs."""
+    found = examine(Patient(settings, halt), checks)
+    bad = [f"{one.detail}. Next: {one.next}" for one in found if one.status == "FAIL"]
+    if bad:
+        raise ConfigError(*bad)
+
+
+def diagnose(environ: Mapping[str, str], halt: Halt) -> Generator[Finding]:
+    """The settings, then the whole table."""
     try:
         settings = Settings.load(environ)
-        redact.hide(settings.secrets)
     except ConfigError as error:
         for problem in error.problems:
-            yield Finding("settings", "FAIL", problem, "correct it in .env, then ask again")
+            yield Finding("settings", "FAIL", problem, EDIT)
+        yield from (Finding(check.name, "WARN", "skipped, as settings failed") for check in CHECKS)
         return
+    redact.hide(settings.secrets)
     yield Finding("settings", "OK", "all there")
-    try:
-        check_tools()
-    except ConfigError as error:
-        yield from (Finding("programs", "FAIL", told, told) for told in error.problems)
-        return
-    yield Finding("programs", "OK", "ffmpeg, ffprobe")
-    halt = Halt()
-    yield examine_api(with_worker_id(settings), halt)
-    yield examine_blob(settings, halt)
-    try:
-        size = Media(settings, halt).check_watermark(settings.watermark)
-        yield Finding("watermark", "OK", f"{size.width}x{size.height}")
-    except JobError as error:
-        yield Finding("watermark", "FAIL", error.detail, f"put a PNG at {settings.watermark}")
-    gpu = read_gpu(settings)
-    told = "nvidia-smi tells of no GPU"
-    yield Finding("gpu", "OK", str(gpu["name"])) if gpu else Finding("gpu", "WARN", told)
-    if Comfy(settings.comfyui_url, halt).answers():
-        told = f"one answers at {settings.comfyui_url}"
-    else:
-        told = f"will be booted from {settings.comfyui_dir}; whether it boots is not tried"
-    yield Finding("comfyui", "OK", told)
-
-
-def examine_api(settings: Settings, halt: Halt) -> Finding:
-    try:
-        QueueApi(settings, halt).register(read_gpu(settings))
-    except Verdict:
-        return Finding("api", "WARN", "it has no register call, so the secret is untested")
-    except Unavailable as error:
-        return Finding("api", "FAIL", one_line(error), f"curl -i {settings.api_url}")
-    except ConfigError as error:
-        return Finding("api", "FAIL", str(error), "set the same VIDEOGEN_WORKER_SECRET")
-    return Finding("api", "OK", f"{settings.api_url} takes our secret")
-
-
-def examine_blob(settings: Settings, halt: Halt) -> Finding:
-    try:
-        found = Blob(settings, halt).holds("spatial-story/output/doctor.mp4")
-    except Verdict as error:
-        return Finding("blob", "FAIL", one_line(error), "check BLOB_READ_WRITE_TOKEN")
-    except Unavailable as error:
-        return Finding("blob", "FAIL", one_line(error), f"curl -i {settings.blob_api_url}")
-    return Finding("blob", "OK", f"the store answers{', a probe is there' if found else ''}")
+    patient = Patient(settings, halt)
+    with patient.undo:
+        yield from examine(patient, CHECKS)
 
 
 def doctor_command(options: argparse.Namespace) -> int:
     """Says what is wrong with this box and what to do next; 0 only when nothing FAILs."""
-    findings = list(examine(read_environ()))
+    halt, findings = Halt(), list[Finding]()
+    with signals(halt), contextlib.closing(diagnose(read_environ(), halt)) as found:
+        for finding in found:
+            findings.append(finding)
+            if not options.json:
+                print(f"{finding.status:4} {finding.check}: {one_line(finding.detail)}", flush=True)
+                if finding.next:
+                    print(f"     next: {finding.next}", flush=True)
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
-    else:
-        for finding in findings:
-            print(f"{finding.status:4} {finding.check}: {one_line(finding.detail)}")
-            if finding.next:
-                print(f"     next: {finding.next}")
     return 1 if any(finding.status == "FAIL" for finding in findings) else 0
 
 
@@ -3623,6 +4077,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     render.add_argument("--prompt", action="append", required=True, metavar="TEXT")
     render.add_argument("--watermark", action="store_true")
     render.add_argument("--seed", type=int)
+    render.add_argument("--keep", action="store_true", help="keep the clips in OUT.clips/")
+    render.add_argument("--force", action="store_true", help="overwrite what is there")
     render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.mp4")
     render.set_defaults(command=render_command)
     for name, command, told in (

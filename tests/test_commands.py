@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.conftest import WORKER, Box
@@ -39,10 +41,14 @@ def test_status_tells_of_a_job_while_it_renders_and_says_when_nobody_works(box: 
     code, output = ask(box, "status", "--json")
     status = json.loads(output)
     assert code == 0
-    assert (status["running"], status["waiting"]) == (True, [job])
+    assert (status["running"], status["degraded"]) == (True, None)
+    assert status["waiting"] == {job: "to be made"}
     assert (status["progress"]["jobId"], status["progress"]["stage"]) == (job, "rendering")
     assert status["lastHeartbeatAt"].endswith("Z")
-    assert f"job {job}: rendering, clip 1/1, step 3" in ask(box, "status")[1]
+    told = ask(box, "status")[1]
+    assert f"job {job}: rendering, clip 1/1, step 3/8" in told
+    assert f"in the spool: {job} (to be made)" in told
+    assert re.search(r"last heartbeat 2\S+Z \(-?\d+ s ago\)", told)
     worker.signal(signal.SIGTERM)
     worker.wait()
     code, output = ask(box, "status")
@@ -60,26 +66,63 @@ def test_status_knows_an_idle_worker(box: Box) -> None:
     assert output.startswith("idle\nlast heartbeat 2")
 
 
+def test_status_says_that_a_box_takes_no_jobs_and_why(box: Box) -> None:
+    box.hosted.script_comfyui(*[{"on": "boot", "kind": "exit", "rc": 1}] * 40)
+    jobs = [box.add_job() for _ in range(3)]
+    box.start("run")
+    degraded = box.hosted.wait(
+        "heartbeat", timeout=60, where=lambda event: event["data"]["status"] == "degraded"
+    )
+    # The status file is written by the main loop, at the latest with its next wait.
+    box.hosted.wait("heartbeat", after=box.hosted.wait("heartbeat", after=degraded["seq"])["seq"])
+    told = json.loads(ask(box, "status", "--json")[1])
+    assert told["degraded"] == "comfyui_unavailable"
+    text = ask(box, "status")[1]
+    assert "It takes no job until this is mended: The renderer did not start." in text
+    assert f"job {jobs[0]}: comfyui_unavailable" in text
+
+
+def test_status_tells_that_a_film_waits_to_be_reported(box: Box) -> None:
+    box.hosted.fault("PATCH /api/videogen/*/complete", times=100, status=503, body={})
+    job = box.add_job()
+    worker = box.start("run")
+    box.hosted.wait("fault", timeout=40)
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    assert f"in the spool: {job} (to report complete)" in ask(box, "status")[1]
+
+
 def test_the_doctor_finds_nothing_wrong_with_a_good_box_that_never_ran(box: Box) -> None:
     code, found = findings(box, WORKER_ID="")
     assert code == 0, found
-    assert {name: finding["status"] for name, finding in found.items()} == {
-        **dict.fromkeys(("settings", "programs", "api", "blob", "watermark", "comfyui"), "OK"),
-        "gpu": "WARN",
-    }
+    sound = {"settings", "env file", "programs", "interpreter", "api", "blob", "watermark"}
+    sound |= {"disk", "comfyui", "workflow"}
+    assert {name: found[name]["status"] for name in sound} == dict.fromkeys(sound, "OK")
+    assert {*found} - sound == {"memory", "gpu", "service"}
+    assert box.hosted.blobs() == {}, "the probe was left in the store"
+    for pid in {event["data"]["pid"] for event in box.hosted.events("comfyui.boot")}:
+        assert not Path(f"/proc/{pid}").exists(), "the ComfyUI it booted still runs"
 
 
-def test_the_doctor_names_each_trouble_and_the_next_step(box: Box) -> None:
-    box.watermark.write_bytes(b"no picture")
-    code, found = findings(box, VIDEOGEN_WORKER_SECRET="not-the-right-one")
-    assert code == 1
-    troubles = {name for name, finding in found.items() if finding["status"] == "FAIL"}
-    assert troubles == {"api", "watermark"}
-    assert all(found[name]["next"] for name in troubles)
+def test_the_doctor_works_beside_a_worker_that_renders(box: Box) -> None:
+    box.hosted.script_comfyui({"on": "prompt", "kind": "hang", "at": 3})
+    job = box.add_job()
+    box.start("run")
+    box.hosted.wait("comfyui.step", where=lambda event: event["data"]["step"] == 3)
+    code, found = findings(box)
+    assert code == 0, found
+    assert "is not ended by us" in found["comfyui"]["detail"]
+    [pid] = pids_of(box, job)
+    assert Path(f"/proc/{pid}").exists(), "the doctor ended the worker's ComfyUI"
+    assert not box.hosted.events("comfyui.free"), "the doctor emptied its caches"
+
+
+def test_the_doctor_names_the_settings_and_skips_the_rest(box: Box) -> None:
     code, output = ask(box, "doctor", VIDEO_SIZE="big", API_URL="")
     assert code == 1
     assert "FAIL settings: VIDEO_SIZE='big'" in output
     assert "FAIL settings: API_URL is not set" in output
+    assert "WARN comfyui: skipped, as settings failed" in output
 
 
 def test_one_process_makes_a_whole_job_when_asked_to(box: Box) -> None:

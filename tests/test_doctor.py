@@ -1,0 +1,347 @@
+"""The doctor tries each thing for real: break it, and the line says what and what to type."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ltx_worker import (
+    CHECKS,
+    FILTERS,
+    Finding,
+    Halt,
+    Patient,
+    Settings,
+    Shot,
+    Size,
+    build_workflow,
+    examine,
+    find_gaps,
+    install_command,
+    weigh_memory,
+)
+from sandbox.client import Hosted
+from tests.conftest import ROOT, WORKER, Box, foreign_comfyui, free_port
+from tests.pictures import picture
+
+sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
+
+from schemas import VERSIONS, load_schemas
+
+RTX_5090 = "NVIDIA GeForce RTX 5090, 32607, 580.95.05"
+
+
+@pytest.fixture
+def box(tmp_path: Path, session_hosted: Hosted) -> Iterator[Box]:
+    """Checks only read, and one box's probe is in nobody's way, so one hosted side does."""
+    yield Box(tmp_path, session_hosted)
+    session_hosted.clear_faults()
+    session_hosted.clear_comfyui_script()
+
+
+def look(box: Box, name: str, **changes: str) -> list[Finding]:
+    """What one check says of the box."""
+    halt = Halt()
+    patient = Patient(Settings.load(box.environ(**changes)), halt)
+    with patient.undo:
+        return list(examine(patient, [check for check in CHECKS if check.name == name]))
+
+
+def program(box: Box, name: str, script: str) -> str:
+    """The PATH on which a program of this name is this script."""
+    path = box.folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return f"{path.parent}:{os.environ['PATH']}"
+
+
+def without(box: Box, word: str) -> str:
+    """The PATH on which ffmpeg was built without something."""
+    return program(box, "ffmpeg", f'{shutil.which("ffmpeg")} "$@" | sed "s/{word}/other/g"')
+
+
+def only(found: list[Finding]) -> tuple[str, str, str]:
+    [finding] = found
+    return finding.status, finding.detail, finding.next
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        *((f"\\b{name}\\b", f"no filter {name}") for name in ("overlay", FILTERS[-1])),
+        ("libx264", "no encoder libx264"),
+        ("D\\(.*\\) webp ", "no decoder webp"),
+    ],
+)
+def test_an_ffmpeg_that_lacks_something_fails(box: Box, word: str, told: str) -> None:
+    status, detail, then = only(look(box, "programs", PATH=without(box, word)))
+    assert (status, then) == ("FAIL", "sudo apt install ffmpeg")
+    assert told in detail
+
+
+def test_an_absent_ffprobe_fails(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = program(box, "ffmpeg", "exit 0").partition(":")[0]
+    monkeypatch.setenv("PATH", path)
+    status, detail, then = only(look(box, "programs"))
+    assert (status, then) == ("FAIL", "sudo apt install ffmpeg")
+    assert "ffprobe missing" in detail
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told", "then"),
+    [
+        ("api", {"VIDEOGEN_WORKER_SECRET": "not-the-right-one"}, "refused", "nano "),
+        ("api", {"API_URL": "http://127.0.0.1:1"}, "Connection", "curl -i http://127.0.0.1:1"),
+        ("blob", {"BLOB_READ_WRITE_TOKEN": "vercel_blob_rw_x_y"}, "forbidden", "nano "),
+        ("blob", {"BLOB_ACCESS": "private"}, "set BLOB_ACCESS", "nano "),
+        ("blob", {"VERCEL_BLOB_API_URL": "http://127.0.0.1:1"}, "Connection", "curl -i http://127"),
+        ("watermark", {"WATERMARK_PATH": "/absent.png"}, "missing or empty", "file /absent.png"),
+    ],
+)
+def test_a_wrong_setting_fails(
+    box: Box, name: str, changes: dict[str, str], told: str, then: str
+) -> None:
+    found = only(look(box, name, **changes))
+    assert found[0] == "FAIL"
+    assert told in found[1]
+    assert found[2].startswith(then)
+
+
+def test_the_probe_leaves_nothing_in_the_store_and_a_delete_that_fails_is_told(box: Box) -> None:
+    before = set(box.hosted.blobs())
+    assert only(look(box, "blob"))[0] == "OK"
+    assert set(box.hosted.blobs()) == before
+    error = {"error": {"code": "forbidden", "message": "no deletes today"}}
+    box.hosted.fault("POST /api/blob/delete", status=403, body=error)
+    status, detail, _ = only(look(box, "blob"))
+    assert status == "FAIL"
+    assert "no deletes today" in detail
+
+
+@pytest.mark.parametrize(
+    ("date", "told"),
+    [("Tue, 01 Jan 2999 00:00:00 GMT", "behind it"), ("Tue, 01 Jan 2019 00:00:00 GMT", "ahead of")],
+)
+def test_a_clock_that_disagrees_with_the_api_warns(box: Box, date: str, told: str) -> None:
+    box.hosted.fault("POST /api/videogen/register", status=200, body={}, headers={"Date": date})
+    status, detail, then = only(look(box, "api"))
+    assert (status, then) == ("WARN", "sudo timedatectl set-ntp true")
+    assert told in detail
+
+
+def test_an_api_without_register_leaves_the_secret_untested(box: Box) -> None:
+    box.hosted.fault("POST /api/videogen/register", status=404, body={})
+    assert only(look(box, "api"))[:2] == (
+        "WARN",
+        "it has no register call, so the secret is untested",
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_opaque_watermark_warns(box: Box, mode: str) -> None:
+    opaque = Image.open(io.BytesIO(picture((60, 40), 1))).convert(mode)
+    opaque.save(box.watermark)
+    status, detail, _ = only(look(box, "watermark"))
+    assert (status, "opaque" in detail) == ("WARN", True)
+
+
+def test_a_full_disk_fails(box: Box) -> None:
+    box.state.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(box.state)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        status, detail, then = only(look(box, "disk"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(box.state)], check=True)
+    assert (status, then) == ("FAIL", f"du -xh {box.state} | sort -h")
+    assert "1 MB free" in detail
+
+
+def test_memory_is_weighed_with_swap() -> None:
+    gb = 2**20
+    assert weigh_memory(f"MemTotal: {16 * gb} kB\nSwapTotal: {16 * gb} kB\n")[0] == "OK"
+    status, detail, _ = weigh_memory(f"MemTotal: {16 * gb} kB\nSwapTotal: 0 kB\n")
+    assert status == "WARN"
+    assert detail.startswith("16 GB RAM, 0 GB swap; ")
+
+
+def gpu(box: Box, name: str, compute: str, **changes: str) -> list[Finding]:
+    answer = f'case "$*" in *compute_cap*) echo {compute};; *) echo "{name}";; esac'
+    return look(box, "gpu", PATH=program(box, "nvidia-smi", answer), **changes)
+
+
+def test_a_gpu_is_named_and_blackwell_is_warned_of_what_is_risky_there(box: Box) -> None:
+    assert only(gpu(box, RTX_5090, "12.0")) == (
+        "OK",
+        "NVIDIA GeForce RTX 5090, 32607 MB, driver 580.95.05",
+        "",
+    )
+    risky = {
+        "LTX_TEXT_ENCODER": "gemma_3_12B_it_fp8_scaled.safetensors",
+        "LTX_CHECKPOINT": "ltx-2.3-22b-dev-fp8.safetensors",
+        "COMFYUI_RESTART": "job",
+    }
+    found = gpu(box, RTX_5090, "12.0", **risky)
+    assert [finding.status for finding in found] == ["WARN"] * 3
+    assert [name for name, one in zip(risky, found, strict=True) if name in one.next] == [*risky]
+    assert only(gpu(box, "NVIDIA H200, 143771, 580.159.04", "9.0", **risky))[0] == "OK"
+
+
+def test_a_small_gpu_and_none_warn(box: Box) -> None:
+    status, detail, _ = only(gpu(box, "NVIDIA GeForce RTX 4090, 24564, 570.1", "8.9"))
+    assert (status, detail[:8]) == ("WARN", "24564 MB")
+    path = program(box, "nvidia-smi", "echo 'No devices were found'; exit 6")
+    assert only(look(box, "gpu", PATH=path))[:2] == ("WARN", "nvidia-smi tells of no GPU")
+
+
+def test_a_python_that_does_not_run_fails(box: Box) -> None:
+    python = program(box, "python", "exit 1").partition(":")[0] + "/python"
+    status, _, then = only(look(box, "interpreter", COMFYUI_PYTHON=python))
+    assert (status, then) == ("FAIL", f"{python} --version")
+
+
+def test_a_comfyui_that_does_not_boot_fails_with_its_last_words(box: Box) -> None:
+    fault = {"on": "boot", "kind": "exit", "rc": 1, "message": "CUDA driver is too old"}
+    box.hosted.script_comfyui(fault)
+    status, detail, then = only(look(box, "comfyui"))
+    assert status == "FAIL"
+    assert "CUDA driver is too old" in detail
+    assert then == f"cd {box.settings['COMFYUI_DIR']} && {sys.executable} main.py"
+    remote = only(look(box, "comfyui", COMFYUI_URL=f"http://198.51.100.1:{free_port()}"))
+    assert remote[0] == "FAIL"
+    assert "No ComfyUI answers" in remote[1]
+
+
+def test_a_comfyui_that_answers_is_looked_at_and_left_as_it_was(box: Box) -> None:
+    """Its packs are judged by their folders: GGUF by what it can read, LTXVideo by its nodes."""
+    packs = box.folder / "comfyui" / "custom_nodes"
+    for name in ("ComfyUI-GGUF", "ComfyUI-LTXVideo"):
+        (packs / name).mkdir(parents=True)
+    (packs.parent / "main.py").touch()
+    loader = packs / "ComfyUI-GGUF" / "loader.py"
+    loader.write_text('TXT_ARCH_LIST = {"t5", "llama"}')
+    with foreign_comfyui(box) as comfyui:
+        after = box.hosted.now()
+        status, detail, _ = only(look(box, "comfyui", COMFYUI_DIR=str(packs.parent)))
+        assert (status, f":{box.port} and is not ended" in detail) == ("OK", True)
+        old, broken = look(box, "workflow", COMFYUI_DIR=str(packs.parent))
+        assert (old.status, old.next) == ("FAIL", f"git -C {packs}/ComfyUI-GGUF pull")
+        assert "Gemma 3" in old.detail
+        assert broken.status == "WARN"
+        assert broken.next.endswith("-m pip install kornia==0.8.2")
+        loader.write_text('TXT_ARCH_LIST = {"t5", "llama", "gemma3"}')
+        shutil.rmtree(packs / "ComfyUI-LTXVideo")
+        assert only(look(box, "workflow", COMFYUI_DIR=str(packs.parent)))[0] == "OK"
+        assert comfyui.process.poll() is None
+        assert not box.hosted.events("comfyui.free", after=after)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_gap_in_comfyui_is_told_with_what_closes_it(box: Box, version: str) -> None:
+    settings = Settings.load(box.environ())
+    shot = Shot(0, "first.png", "last.png", "", 0, "probe", Size(256, 160))
+    workflow = build_workflow(shot, settings)
+
+    def told(**lack: set[str]) -> list[tuple[str, str]]:
+        found = find_gaps(workflow, load_schemas(version, **lack))
+        return [(gap.detail, install_command(gap.detail, settings)) for gap in found]
+
+    assert told() == []
+    for kind in {node["class_type"] for node in workflow.values()}:
+        [(detail, fix)] = told(missing_nodes={kind})
+        assert f"Node {kind} is missing; install " in detail
+        assert fix.startswith(("git clone https://github.com/", "git -C "))
+    for model in (settings.checkpoint, settings.text_encoder, settings.text_projection):
+        [(detail, fix)] = told(missing_models={model})
+        assert detail.startswith(f"Put {model} into ")
+        assert fix.startswith(("curl -fL -o ", "ls "))
+
+
+def test_an_input_that_an_older_pack_spells_otherwise_and_a_sampler_it_lacks_are_told(
+    box: Box,
+) -> None:
+    settings = Settings.load(box.environ())
+    shot = Shot(0, "first.png", "last.png", "", 0, "probe", Size(256, 160))
+    spoilt = json.dumps(load_schemas()).replace('"image_2"', '"image.2"')
+    known = json.loads(spoilt.replace(f'"{settings.sampler}"', '"gone"'))
+    details = [gap.detail for gap in find_gaps(build_workflow(shot, settings), known)]
+    assert sorted(details) == [
+        f"Node KSamplerSelect knows no sampler_name {settings.sampler!r}; update ComfyUI.",
+        "Node LTXVImgToVideoInplaceKJ has no input num_images.image_2; update ComfyUI-KJNodes.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("load", "enabled", "linger", "told", "then"),
+    [
+        ("not-found", "", "no", "not installed", "install -Dm644 "),
+        ("loaded", "disabled", "no", "not enabled", "systemctl --user enable"),
+        ("loaded", "enabled", "no", "lingering", "sudo loginctl enable-linger"),
+        ("loaded", "enabled", "yes", "enabled and lingers", ""),
+    ],
+)
+def test_the_service_is_followed_to_its_lingering(
+    box: Box, load: str, enabled: str, linger: str, told: str, then: str
+) -> None:
+    program(box, "systemctl", f'case "$*" in *LoadState*) echo {load};; *) echo {enabled};; esac')
+    path = program(box, "loginctl", f"echo Linger={linger}")
+    status, detail, next_command = only(look(box, "service", PATH=path))
+    assert status == ("WARN" if then else "OK")
+    assert told in detail
+    assert next_command.startswith(then)
+
+
+def test_without_systemd_the_service_warns(box: Box) -> None:
+    path = program(box, "systemctl", "exit 1")
+    assert "nothing restarts the worker" in only(look(box, "service", PATH=path))[1]
+
+
+def test_a_broken_box_is_told_whole_and_what_hangs_on_a_failure_is_skipped(box: Box) -> None:
+    """The real command, in a folder whose .env the neighbours can read."""
+    home = box.folder / "ltx-worker"
+    home.mkdir()
+    shutil.copy(WORKER, home)
+    (home / ".env").write_text("LTX_SAMPLER=euler\n")
+    (home / ".env").chmod(0o644)
+    python = program(box, "python", "exit 1").partition(":")[0] + "/python"
+    environ = box.environ(COMFYUI_PYTHON=python, VIDEOGEN_WORKER_SECRET="not-the-right-one")
+    command = [sys.executable, str(home / WORKER.name), "doctor"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    failed = [line.split()[1] for line in lines if line.startswith("FAIL")]
+    assert failed == ["env", "interpreter:", "api:"]
+    for number, line in enumerate(lines):
+        if line.startswith("FAIL"):
+            assert lines[number + 1].startswith("     next: "), line
+    assert f"     next: chmod 600 {home}/.env" in lines
+    assert "WARN comfyui: skipped, as interpreter failed" in lines
+    assert "WARN workflow: skipped, as comfyui failed" in lines
+    assert "not-the-right-one" not in done.stdout + done.stderr
+
+
+def test_the_quick_checks_refuse_a_start_but_an_absent_watermark_only_warns(box: Box) -> None:
+    python = program(box, "python", "exit 1").partition(":")[0] + "/python"
+    broken = {"COMFYUI_PYTHON": python, "PATH": without(box, "libx264")}
+    worker = box.start("run", WATERMARK_PATH="/absent.png", **broken)
+    assert worker.wait() == 78
+    assert f"ltx_worker: COMFYUI_PYTHON={python} does not run. Next: {python} --ver" in worker.log
+    assert "ffmpeg has no encoder libx264. Next: sudo apt install ffmpeg" in worker.log
+    box.add_job()
+    assert box.run_once(WATERMARK_PATH="/absent.png").wait() == 0
+    assert "watermark_missing" in box.running[-1].log
+
+
+def test_the_unit_that_the_doctor_installs_is_there() -> None:
+    assert (ROOT / "systemd" / "ltx-worker.service").is_file()
