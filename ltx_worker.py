@@ -3543,10 +3543,9 @@ def run_command(options: argparse.Namespace) -> int:
     handler = start_logging(settings)
     halt = Halt()
     check_box(settings, halt, GATE)
-    try:
-        check_box(settings, halt, [WATERMARK])
-    except ConfigError as error:
-        say("watermark_missing", f"Jobs that ask for it will fail: {error}", logging.WARNING)
+    if not settings.watermark.is_file():
+        told = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."
+        say("watermark_missing", told, logging.WARNING)
     with state_folder(settings), signals(halt):
         worker = Worker(with_worker_id(settings), halt)
         worker.on_progress = Bar(worker.progress, handler).draw
@@ -3755,9 +3754,13 @@ class Check(NamedTuple):
     fix: str = ""
 
 
-def look_at_programs(patient: Patient) -> Iterator[Told]:
-    fix = "sudo apt install ffmpeg"
+def look_at_programs(_patient: Patient) -> Iterator[Told]:
     check_tools()
+    yield "OK", "ffmpeg, ffprobe", ""
+
+
+def look_at_ffmpeg(patient: Patient) -> Iterator[Told]:
+    fix = "sudo apt install ffmpeg"
     filters = ask(patient.settings, "ffmpeg", "-hide_banner", "-filters")
     codecs = ask(patient.settings, "ffmpeg", "-hide_banner", "-codecs")
     found = set(re.findall(r"^ ?[.A-Z|]{2,3} (\w+) ", filters, re.MULTILINE))
@@ -3768,7 +3771,7 @@ def look_at_programs(patient: Patient) -> Iterator[Told]:
             yield "FAIL", f"ffmpeg has no decoder {name}", fix
     if not re.search(rf"\b{H264['c:v']}\b", codecs):
         yield "FAIL", f"ffmpeg has no encoder {H264['c:v']}", fix
-    yield "OK", f"ffmpeg, ffprobe, {len(FILTERS)} filters, {H264['c:v']}", ""
+    yield "OK", f"{len(FILTERS)} filters, {len(DECODERS)} decoders, {H264['c:v']}", ""
 
 
 def look_at_interpreter(patient: Patient) -> Iterator[Told]:
@@ -3965,11 +3968,6 @@ BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
         "LTX_TEXT_ENCODER=gemma-3-12b-it-qat-Q4_K_M.gguf",
     ),
     (
-        lambda settings: "distilled" not in settings.checkpoint.lower(),
-        "a screen-door pattern is reported for dev models, not for distilled ones (LTXVideo #379)",
-        "LTX_CHECKPOINT=ltx-2.3-22b-distilled-fp8.safetensors",
-    ),
-    (
         lambda settings: settings.comfyui_restart == "job",
         "with GGUF a second clip in one process ran out of 32 GB",
         "COMFYUI_RESTART=clip",
@@ -3986,18 +3984,18 @@ MODEL_SOURCES = {
 }
 EDIT = f"nano {shlex.quote(str(ENV_FILE))}"
 
-# Where a failure would make every job fail, so that `run` and `render` do not start.
+# What is quick and would make every job fail, so that `run` and `render` do not start.
 GATE = (
     Check("programs", look_at_programs, fix="sudo apt install ffmpeg"),
     Check("interpreter", look_at_interpreter, fix=EDIT),
 )
-WATERMARK = Check("watermark", look_at_watermark, ("programs",), EDIT)
 CHECKS = (
     Check("env file", look_at_env_file),
     *GATE,
+    Check("ffmpeg", look_at_ffmpeg, ("programs",)),
     Check("api", look_at_api, fix=EDIT),
     Check("blob", look_at_blob, fix=EDIT),
-    WATERMARK,
+    Check("watermark", look_at_watermark, ("programs",), EDIT),
     Check("disk", look_at_disk),
     Check("memory", look_at_memory),
     Check("gpu", look_at_gpu),

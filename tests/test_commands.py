@@ -95,8 +95,8 @@ def test_status_tells_that_a_film_waits_to_be_reported(box: Box) -> None:
 def test_the_doctor_finds_nothing_wrong_with_a_good_box_that_never_ran(box: Box) -> None:
     code, found = findings(box, WORKER_ID="")
     assert code == 0, found
-    sound = {"settings", "env file", "programs", "interpreter", "api", "blob", "watermark"}
-    sound |= {"disk", "comfyui", "workflow"}
+    sound = {"settings", "env file", "programs", "ffmpeg", "interpreter", "api", "blob"}
+    sound |= {"watermark", "disk", "comfyui", "workflow"}
     assert {name: found[name]["status"] for name in sound} == dict.fromkeys(sound, "OK")
     assert {*found} - sound == {"memory", "gpu", "service"}
     assert box.hosted.blobs() == {}, "the probe was left in the store"
