@@ -109,9 +109,11 @@ class Hosted:
                 stderr=log,
             )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        self._arrive(self._process.stdout.readline())
+
+    def _arrive(self, line: bytes) -> None:
         if not line:
-            self._process.wait()
+            self.stop()
             raise RuntimeError(f"the sandbox did not start:\n{self.log.read_text()[-2000:]}")
         self.url = json.loads(line)["url"]
         # A restart is an outage and a recovery of one address, so the port is kept.
@@ -139,12 +141,15 @@ class Hosted:
         }
 
     def _command(self) -> list[str]:
-        command = [sys.executable, "-m", "sandbox.hosted", "--state", str(self.state.absolute())]
-        command += ["--port", str(self._port), "--lease-s", str(self._lease_s)]
-        command += ["--secret", self.secret, "--blob-token", self.blob_token]
+        return [sys.executable, "-m", "sandbox.hosted", *self._arguments()]
+
+    def _arguments(self) -> list[str]:
+        arguments = ["--state", str(self.state.absolute()), "--port", str(self._port)]
+        arguments += ["--lease-s", str(self._lease_s)]
+        arguments += ["--secret", self.secret, "--blob-token", self.blob_token]
         if self._frames:
-            command += ["--frames", str(self._frames.absolute())]
-        return command
+            arguments += ["--frames", str(self._frames.absolute())]
+        return arguments
 
     def stop(self) -> int | None:
         """Ask the process to end; its exit code, or None when there was no process."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from aiohttp import web
@@ -137,8 +139,17 @@ async def serve(settings: Settings) -> None:
     await runner.cleanup()
 
 
-def main() -> None:
-    asyncio.run(serve(parse_settings()))
+def main(argv: Sequence[str] | None = None) -> None:
+    asyncio.run(serve(parse_settings(argv)))
+
+
+def main_of_fork(argv: Sequence[str], output: Connection, log: Path) -> None:
+    """`main` in a process that has imported everything already, with the pipes of a fresh one."""
+    with log.open("ab") as errors:
+        os.dup2(errors.fileno(), 2)
+    os.dup2(output.fileno(), 1)
+    output.close()
+    main(argv)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sandbox.client import LIGHT, Hosted, free_port, inherited
+from tests.hosted_fork import ForkedHosted
 from tests.pictures import picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +152,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def a_stage(folder: Path, **options: Any) -> Iterator[Box]:
     """A hosted side and a box, for a fixture whose run is read by several tests."""
-    with Hosted(folder / "hosted", **options) as hosted:
+    with ForkedHosted(folder / "hosted", **options) as hosted:
         box = Box(folder, hosted)
         try:
             yield box
@@ -162,13 +163,13 @@ def a_stage(folder: Path, **options: Any) -> Iterator[Box]:
 
 @pytest.fixture(scope="session")
 def session_hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
-    with Hosted(tmp_path_factory.mktemp("hosted")) as hosted:
+    with ForkedHosted(tmp_path_factory.mktemp("hosted")) as hosted:
         yield hosted
 
 
 @pytest.fixture
 def hosted(tmp_path: Path) -> Iterator[Hosted]:
-    with Hosted(tmp_path / "hosted") as hosted:
+    with ForkedHosted(tmp_path / "hosted") as hosted:
         yield hosted
 
 
@@ -183,7 +184,7 @@ def box(tmp_path: Path, hosted: Hosted) -> Iterator[Box]:
 @contextlib.contextmanager
 def serving(folder: Path, **changes: str) -> Iterator[Box]:
     """A box whose worker serves the queue until the end; for tests that share one worker."""
-    with Hosted(folder / "hosted") as hosted:
+    with ForkedHosted(folder / "hosted") as hosted:
         box = Box(folder, hosted)
         box.settings.update(changes)
         worker = box.start("run")

@@ -17,6 +17,7 @@ import pytest
 from vercel.blob import sync as vercel_blob
 
 from sandbox.client import Hosted
+from tests.hosted_fork import ForkedHosted
 
 NODE_CLIENT = Path(__file__).parent / "node"
 HOST = "https://sandbox0store1234.public.blob.vercel-storage.com"
@@ -26,7 +27,7 @@ PART_BYTES = 8 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
-    with Hosted(tmp_path_factory.mktemp("hosted")) as running:
+    with ForkedHosted(tmp_path_factory.mktemp("hosted")) as running:
         yield running
 
 

@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from sandbox.client import Hosted, NothingHappened
+from tests.hosted_fork import ForkedHosted
 
 MIB = 1024 * 1024
 FILM = b"not really a film, but bytes all the same"
@@ -116,14 +117,14 @@ class Store:
 
 @pytest.fixture
 def hosted(tmp_path: Path) -> Iterator[Hosted]:
-    with Hosted(tmp_path / "hosted") as running:
+    with ForkedHosted(tmp_path / "hosted") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
     """One process for many cases, where none of them can see the others' traces."""
-    with Hosted(tmp_path_factory.mktemp("hosted")) as running:
+    with ForkedHosted(tmp_path_factory.mktemp("hosted")) as running:
         yield running
 
 
@@ -529,7 +530,7 @@ def test_a_frame_is_served_with_the_type_it_was_given(hosted: Hosted, frame: str
 
 def test_frames_come_from_a_folder_too(tmp_path: Path) -> None:
     (tmp_path / "still.png").write_bytes(b"png")
-    with Hosted(tmp_path / "hosted", frames=tmp_path) as hosted:
+    with ForkedHosted(tmp_path / "hosted", frames=tmp_path) as hosted:
         answer = requests.get(f"{hosted.url}/frames/still.png", timeout=10)
         assert (answer.content, answer.headers["Content-Type"]) == (b"png", "image/png")
         assert requests.get(f"{hosted.url}/frames/none.png", timeout=10).status_code == 404

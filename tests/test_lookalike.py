@@ -77,7 +77,12 @@ class Lookalike:
         return seen
 
     def ready(self) -> Lookalike:
-        self.wait_for_line("To see the GUI go to")
+        try:
+            self.wait_for_line("To see the GUI go to")
+        except queue.Empty:
+            # A fixture that gets no further has nothing yet that it could end.
+            self.end()
+            raise
         return self
 
     def end(self) -> None:

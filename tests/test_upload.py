@@ -17,6 +17,7 @@ import requests
 
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
+from tests.hosted_fork import ForkedHosted
 
 STORE = "Sandbox0Store1234"
 HOST = f"https://{STORE.lower()}.public.blob.vercel-storage.com"
@@ -30,7 +31,7 @@ Request = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
-    with Hosted(tmp_path_factory.mktemp("hosted")) as running:
+    with ForkedHosted(tmp_path_factory.mktemp("hosted")) as running:
         yield running
 
 
