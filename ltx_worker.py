@@ -3846,7 +3846,8 @@ def weigh_memory(meminfo: str) -> Told:
     if ram + swap >= CLIP_RAM_GB:
         return "OK", told, ""
     why = f"one ComfyUI with a GGUF encoder held {CLIP_RAM_GB} GB after its first clip"
-    return "WARN", f"{told}; {why}", "sudo fallocate -l 32G /swapfile  (then mkswap, swapon)"
+    make = "sudo fallocate -l 32G /swapfile && sudo chmod 600 /swapfile"
+    return "WARN", f"{told}; {why}", f"{make} && sudo mkswap /swapfile && sudo swapon /swapfile"
 
 
 def look_at_gpu(patient: Patient) -> Iterator[Told]:
