@@ -2147,7 +2147,8 @@ class Listener:
         self._connect()
 
     def _connect(self) -> None:
-        ear = Ear()
+        # recv() decodes anyway; the library's own check is a Python loop over every byte.
+        ear = Ear(skip_utf8_validation=True)
         ear.settimeout(COMFY_CALL_S)
         options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
         try:
@@ -3428,7 +3429,8 @@ def run_command(options: argparse.Namespace) -> int:
     halt = Halt()
     with state_folder(settings), signals(halt):
         worker = Worker(with_worker_id(settings), halt)
-        worker.on_progress = lambda: handler.draw(draw_bar(worker.progress))
+        if handler.has_bar:
+            worker.on_progress = lambda: handler.draw(draw_bar(worker.progress))
         try:
             return worker.run(options.once)
         finally:
