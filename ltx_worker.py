@@ -2225,7 +2225,8 @@ class Listener:
         self._connect()
 
     def _connect(self) -> None:
-        ear = Ear()
+        # recv() decodes anyway; the library's own check is a Python loop over every byte.
+        ear = Ear(skip_utf8_validation=True)
         ear.settimeout(COMFY_CALL_S)
         options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
         try:
