@@ -1785,9 +1785,17 @@ def join_command(listing: Path, target: Path) -> Any:
 GRAIN_SIDE, LOOK_SIDE = 480, 64
 # Mean change, as a share of full scale, below which a frame counts as the one before.
 STILL_CHANGE = 0.001
+GRAIN_FLOOR = 8
 # No image is missed, and no still is wrong, where both images are as good as one.
 ALIKE = 0.9
 KEPT_BAD_CLIPS = 10
+LEAST_LIKE = 0.5
+LEAST_NEARER = 0.4
+LEAST_LIGHT = 0.5
+MOST_JUMP = 5.0
+MOST_GRAIN = 2.5
+MOST_BACK = 0.15
+MOST_STILL = 2.0
 
 
 @dataclass(frozen=True)
@@ -1804,7 +1812,7 @@ class Look:
     light: float  # of the darkest frame, as a multiple of the darker image
     still: float  # seconds of the longest stretch in which nothing moves
     jump: float  # the greatest change between two frames, as a multiple of the clip's great ones
-    grain: float  # the finest detail of the roughest frame, as a multiple of the rougher image
+    grain: float  # detail in the plainest parts of the roughest frame, against the rougher image
 
     def told(self) -> dict[str, float]:
         return {name: round(value, 2) for name, value in dataclasses.asdict(self).items()}
@@ -1823,7 +1831,9 @@ class Failed(NamedTuple):
 
 
 def look_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
-    """Prints, frame by frame, what read_look reads: image, clip, image; each half with one image.
+    """Prints what read_look reads, for image, clip and image, frame by frame, three times.
+
+    First beside the first image, then beside the last, then the fine detail alone.
 
     size: of the clip and of both images.
     """
@@ -1841,18 +1851,23 @@ def look_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
         stream = stream.filter("format", "rgb24").filter("normalize", smoothing=0, independence=0)
         return stream.filter("format", "gray")
 
-    clip = ffmpeg.input(str(raw), protocol_whitelist="file").video
+    clip = ffmpeg.input(str(raw), protocol_whitelist="file", err_detect="explode").video
     pictures = [shrink(read_picture(path, "png_pipe")).split() for path in (first, last)]
     begin, end = pictures[0][0], pictures[1][0]
     joined = ffmpeg.concat(begin, shrink(clip), end, v=1, a=0)
     all_frames = joined.filter("settb", f"1/{FPS}").filter("setpts", "N").split()
-    rough = ffmpeg.filter([all_frames[0], all_frames[1].filter("boxblur", 1)], "psnr")
-    stats = rough.filter("scale", *low, flags="area").filter("signalstats")
+    rough = ffmpeg.filter(
+        [all_frames[0], all_frames[1].filter("boxblur", 1)], "blend", all_mode="difference"
+    )
+    rough = (
+        rough.filter("lut", c0="4*val").filter("scale", *low, flags="area").filter("signalstats")
+    )
+    stats = all_frames[2].filter("scale", *low, flags="area").filter("signalstats")
     stats = stats.filter("freezedetect", n=STILL_CHANGE, d=0.25)
     halves = simplify(stats).split()
     sides = [simplify(picture[1].filter("scale", *low, flags="area")) for picture in pictures]
     pairs = [ffmpeg.filter([halves[n], sides[n]], "ssim") for n in (0, 1)]
-    both = ffmpeg.concat(*pairs, v=1, a=0).filter("settb", f"1/{FPS}").filter("setpts", "N")
+    both = ffmpeg.concat(*pairs, rough, v=1, a=0).filter("settb", f"1/{FPS}").filter("setpts", "N")
     return both.filter("metadata", mode="print", file="-").output("-", f="null")
 
 
@@ -1870,15 +1885,15 @@ def read_metadata(text: str) -> list[dict[str, float]]:
 def read_look(text: str) -> Look:
     """Raises ToolFailed when there are no frames to speak of."""
     printed = read_metadata(text)
-    count = len(printed) // 2
-    if count < 5 or len(printed) % 2:
+    count = len(printed) // 3
+    if count < 5 or len(printed) % 3:
         raise ToolFailed(f"there are {max(0, count - 2)} frames to look at")
-    head, tail = (
-        [frame["ssim.Y"] for frame in half] for half in (printed[:count], printed[count:])
-    )
+    head = [frame["ssim.Y"] for frame in printed[:count]]
+    tail = [frame["ssim.Y"] for frame in printed[count : 2 * count]]
     alike, near = head[-1], 1 - min(head[-1], ALIKE)
     light = [frame["signalstats.YAVG"] - 8 for frame in printed[:count]]
-    grain = [frame["psnr.mse.y"] + 20 for frame in printed[:count]]
+    # The tenth of the picture with the least detail: noise spares no place, texture does.
+    grain = [frame["signalstats.YLOW"] + GRAIN_FLOOR for frame in printed[2 * count :]]
     changes = [frame["signalstats.YDIF"] for frame in printed[2 : count - 1]]
     return Look(
         frames=count - 2,
@@ -1917,33 +1932,25 @@ def measure_still(frames: Sequence[Mapping[str, float]]) -> float:
     return longest if started is None else max(longest, len(frames) / FPS - started)
 
 
-def judge(look: Look) -> list[Failed]:
-    """The checks that a clip fails; none for a good one."""
-    differ = look.alike < ALIKE
+def limits(differ: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """The least and the most that each measure may be, for images that differ or that do not."""
     least = {"first": LEAST_LIKE, "last": LEAST_LIKE, "light": LEAST_LIGHT}
     most = {"jump": MOST_JUMP, "grain": MOST_GRAIN, "back": MOST_BACK}
     if differ:
         least |= {"depart": LEAST_NEARER, "arrive": LEAST_NEARER}
         most |= {"still": MOST_STILL}
-    found = {name: float(getattr(look, name)) for name in (*least, *most)}
+    return least, most
+
+
+def judge(look: Look) -> list[Failed]:
+    """The checks that a clip fails; none for a good one."""
+    least, most = limits(look.alike < ALIKE)
+    found = dataclasses.asdict(look)
     failed = [Failed("frames", look.frames, CLIP_FRAMES)] if look.frames != CLIP_FRAMES else []
-    failed += [
-        Failed(name, found[name], limit)
-        for name, limit in least.items()
-        if not found[name] >= limit
-    ]
+    failed += [Failed(name, found[name], low) for name, low in least.items() if found[name] < low]
     return failed + [
-        Failed(name, found[name], limit) for name, limit in most.items() if not found[name] <= limit
+        Failed(name, found[name], top) for name, top in most.items() if found[name] > top
     ]
-
-
-LEAST_LIKE = 0.5
-LEAST_NEARER = 0.4
-LEAST_LIGHT = 0.5
-MOST_JUMP = 5.0
-MOST_GRAIN = 2.5
-MOST_BACK = 0.15
-MOST_STILL = 2.0
 
 
 class Vram(NamedTuple):
