@@ -1793,7 +1793,7 @@ LEAST_LIKE = 0.5
 LEAST_NEARER = 0.4
 LEAST_LIGHT = 0.5
 MOST_JUMP = 5.0
-MOST_GRAIN = 2.5
+MOST_GRAIN = 1.6
 MOST_BACK = 0.15
 MOST_STILL = 2.0
 
@@ -2428,7 +2428,8 @@ class Job:
         return self.folder / "clips" / f"{clip:03}.mp4"
 
     def record(self, clip: int) -> Path:
-        return self.folder / "clips" / f"{clip:03}.json"
+        # Not the stem of the clip: its half-written file is beside it, and the encode writes there.
+        return self.folder / "clips" / f"{clip:03}.record.json"
 
     def conclude(self, verb: str, body: Mapping[str, object]) -> None:
         """Writes the outcome down, once; `verb` is complete or fail."""

@@ -38,7 +38,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # height, width, RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # frame, height, width, RGB
 Random = np.random.Generator
 
-SIZE = worker.Size(256, 160)
+SIZE = worker.Size(192, 128)
 COUNT = worker.CLIP_FRAMES
 # Package, file, whose it is. In this order every other one is held out.
 PHOTOS = (
@@ -77,7 +77,7 @@ def load(package: str, name: str) -> Image.Image:
 def shrunk(path: Path) -> Image.Image:
     """No larger than the cameras here can tell, to save time."""
     photo = Image.open(path).convert("RGB")
-    return photo.reduce(max(1, min(photo.size) // 300))
+    return photo.reduce(max(1, min(photo.size) // 200))
 
 
 def window(photo: Image.Image, size: worker.Size, x: float, y: float, share: float) -> Pixels:
@@ -86,7 +86,7 @@ def window(photo: Image.Image, size: worker.Size, x: float, y: float, share: flo
     width, height = crop.width * share, crop.height * share
     left, top = x * (photo.width - width), y * (photo.height - height)
     box = (left, top, left + width, top + height)
-    return np.asarray(photo.resize(size, Image.Resampling.BICUBIC, box=box))
+    return np.asarray(photo.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def ease(way: float) -> float:
@@ -105,14 +105,8 @@ class Material(NamedTuple):
 Scene = Callable[[Material, float], Pixels]  # the picture at 0..1 of the way
 
 
-def to_pixels(values: np.ndarray[Any, Any]) -> Pixels:
-    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return pixels
-
-
 def mix(a: Pixels, b: Pixels, share: float) -> Pixels:
-    mixed = a.astype(np.float32) * (1 - share) + b.astype(np.float32) * share
-    return to_pixels(mixed)
+    return np.asarray(Image.blend(Image.fromarray(a), Image.fromarray(b), share))
 
 
 def dissolve(m: Material, way: float, closer: float = 0.0) -> Pixels:
@@ -172,8 +166,8 @@ class Degrade(NamedTuple):
 
     def __call__(self, pixels: Pixels) -> Pixels:
         soft = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(self.blur))
-        shifted = np.asarray(soft, np.float32) * self.gain + self.offset
-        return to_pixels(shifted)
+        levels = np.clip(np.outer(self.gain, np.arange(256)) + self.offset, 0, 255)
+        return np.asarray(soft.point(np.rint(levels).astype(int).ravel().tolist()))
 
 
 class Plot(NamedTuple):
@@ -189,8 +183,7 @@ Ruin = Callable[[Plot], Frames]
 
 
 def noise(p: Plot) -> Frames:
-    static: Frames = p.random.integers(0, 256, p.frames.shape, dtype=np.uint8)
-    return static
+    return np.asarray(p.random.integers(0, 256, p.frames.shape, dtype=np.uint8))
 
 
 def blend(one: Frames, other: Frames, share: float) -> Frames:
