@@ -1,6 +1,6 @@
 # Each target sets up what it needs by itself; a second run finds it done.
 PYTHON := .venv/bin/python
-.PHONY: demo test lint chaos
+.PHONY: demo test lint chaos clip-gate
 
 demo:
 	@.ci/setup ffmpeg
@@ -20,3 +20,9 @@ lint:
 chaos:
 	@.ci/setup ffmpeg
 	@$(PYTHON) -m bench.chaos
+
+# How well bad clips are told from good ones; the photographs come inside two Python packages.
+clip-gate:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m pip install -q --no-deps scikit-image==0.26.0 scikit-learn==1.9.1
+	@$(PYTHON) -m bench.clip_gate

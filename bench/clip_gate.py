@@ -467,17 +467,33 @@ def time_look(folder: Path) -> None:
         )
 
 
+def try_all(chosen: Sequence[Case], jobs: int, minutes: float) -> list[Result]:
+    """Every kind in turn, so that what was not reached in time lacks no kind."""
+    deadline = time.monotonic() + 60 * minutes
+    results: list[Result] = []
+    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
+        for result in pool.map(try_case, sorted(chosen, key=lambda case: case.number)):
+            results.append(result)
+            if len(results) % 20 == 0:
+                print(f"{len(results)} of {len(chosen)}", file=sys.stderr, flush=True)
+            if time.monotonic() > deadline:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+    return results
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--good", type=int, default=28, help="clips of each good kind")
     parser.add_argument("--bad", type=int, default=10, help="clips of each bad kind and strength")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=60, help="end the set after this long")
     parser.add_argument("--no-time", action="store_true", help="do not time a clip of 1080p")
     parser.add_argument("--only", default="", help="only kinds that contain this")
     options = parser.parse_args()
     chosen = [case for case in cases(options.good, options.bad) if options.only in case.name]
-    with ProcessPoolExecutor(options.jobs, get_context("fork")) as pool:
-        results = list(pool.map(try_case, chosen, chunksize=4))
+    results = try_all(chosen, options.jobs, options.minutes)
+    print(f"{len(results)} of {len(chosen)} clips were looked at")
     for half, title in enumerate(("tuned", "held out")):
         print(f"\n=== {title} ===")
         ours = [one for one in results if one.case.half == half]
