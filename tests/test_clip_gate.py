@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.clip_gate import Case, try_case
+from sandbox.client import Hosted
 from tests.conftest import Box, serving
 
 # What the look-alike can do to a clip, and a word of the check that has to find it.
@@ -88,6 +90,23 @@ def test_only_the_bad_clip_of_a_film_is_rendered_again(box: Box) -> None:
 
 def test_no_more_than_the_newest_ten_bad_clips_are_kept(box: Box) -> None:
     assert len([name for name in bad_clips(box) if name.endswith(".mp4")]) <= 10
+
+
+def test_a_killed_worker_remembers_that_a_clip_had_its_first_attempt(
+    tmp_path: Path, hosted: Hosted
+) -> None:
+    box = Box(tmp_path, hosted)
+    hosted.script_comfyui({"on": "prompt", "kind": "black"}, {"on": "prompt", "kind": "hang"})
+    job = box.add_job(maxAttempts=1)
+    worker = box.start("run")
+    first = hosted.wait("comfyui.prompt")
+    hosted.wait("comfyui.prompt", after=first["seq"], timeout=60)
+    worker.end()
+    hosted.clear_comfyui_script()
+    hosted.script_comfyui({"on": "prompt", "kind": "black"})
+    box.start("run", "--once").wait()
+    assert box.failure(job)["code"] == "bad_clip"
+    assert len(bad_clips(box)) == 4
 
 
 @pytest.mark.parametrize(
