@@ -1797,7 +1797,7 @@ LEAST_NEARER = 0.4  # (0.69; a last image half ignored 0.22)
 LEAST_LIGHT = 0.35  # (0.54; three quarters black 0.18)
 MOST_JUMP = 5.0  # (1.4; a cut over 40 % of the way 13.5)
 MOST_GRAIN = 1.6  # (1.0; a third noise 2.1)
-MOST_BACK = 0.3  # (0.10; the first image back before the last one comes 0.57)
+MOST_BACK = 0.3  # (0.10; the first image back before the last one comes 0.55)
 MOST_STILL = 2.0  # seconds (0.83; half a clip 2.3)
 
 

@@ -439,6 +439,8 @@ def print_margins(results: Sequence[Result]) -> None:
             if look.alike < worker.ALIKE or name in worker.limits(differ=False)[name in most]
         ]
         values = [float(getattr(look, name)) for look in counted]
+        if not values:
+            continue
         worst = min(values) if name in least else max(values)
         print(f"  {name:8} limit {limit:5.2f}  nearest good {worst:5.2f}")
 
@@ -451,8 +453,12 @@ def time_look(folder: Path) -> None:
     for picture, path in zip((a, b), paths, strict=True):
         picture.resize(size).save(path)
     raw = folder / "raw.mp4"
-    inputs = [word for path in paths for word in ("-loop", "1", "-t", "6", "-i", str(path))]
-    mix = "[0][1]blend=all_expr='A*(1-N/120)+B*N/120',noise=alls=3:allf=t"
+    inputs = [
+        word
+        for path in paths
+        for word in ("-framerate", "24", "-loop", "1", "-t", "6", "-i", str(path))
+    ]
+    mix = "[0][1]xfade=duration=5:offset=0,noise=alls=3:allf=t"
     command = ["ffmpeg", "-v", "error", "-y", *inputs, "-filter_complex", mix, "-r", "24"]
     command += ["-frames:v", str(COUNT), "-c:v", "libx264", "-preset", "veryfast", "-crf"]
     subprocess.run([*command, str(worker.RENDER_CRF), "-pix_fmt", "yuv420p", str(raw)], check=True)
