@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 # Hundreds of short processes run the same code: it is compiled once, whatever the machine prefers.
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test lint chaos hostile bench
+.PHONY: demo test lint bench chaos hostile clip-gate
 
 demo:
 	@.ci/setup ffmpeg
@@ -31,3 +31,9 @@ chaos:
 hostile:
 	@.ci/setup ffmpeg
 	@$(PYTHON) -m bench.hostile
+
+# How well bad clips are told from good ones; the photographs come inside two Python packages.
+clip-gate:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m pip install -q --no-deps scikit-image==0.26.0 scikit-learn==1.9.1
+	@$(PYTHON) -m bench.clip_gate

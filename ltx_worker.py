@@ -35,6 +35,7 @@ import hashlib
 import http.cookiejar
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import math
@@ -1926,6 +1927,13 @@ class Media:
             raise ToolFailed(f"frames, width, height, rate are {found}, expected {wanted}")
 
 
+def contact_sheet(clip: Path, target: Path) -> Any:
+    """Twelve moments of a clip in one JPEG."""
+    video = ffmpeg.input(str(clip), protocol_whitelist="file").video
+    video = video.filter("framestep", KEPT_FRAMES // 12).filter("scale", 320, -2)
+    return video.filter("tile", "4x3").output(str(target), f="mjpeg", vframes=1)
+
+
 def ffmpeg_command(stream: Any) -> list[str]:
     quiet = ("-nostdin", "-hide_banner", "-v", "error", "-xerror")
     command: list[str] = stream.global_args(*quiet).overwrite_output().compile()
@@ -1974,6 +1982,182 @@ def join_command(listing: Path, target: Path) -> Any:
     """Copies the clips one behind the other, with the index first so that playing starts early."""
     clips = ffmpeg.input(str(listing), f="concat", protocol_whitelist="file")
     return clips.output(str(target), f="mp4", c="copy", movflags="+faststart", **CLEAN)
+
+
+# The longer sides, in pixels, of the pictures a clip is judged by: sampled sparsely for its grain,
+# averaged for everything else.
+GRAIN_SIDE, LOOK_SIDE = 480, 64
+# Mean change, as a share of full scale, below which a frame counts as the one before.
+STILL_CHANGE = 0.001
+GRAIN_FLOOR = 8
+# No image is missed, and no still is wrong, where both images are as good as one.
+ALIKE = 0.9
+KEPT_BAD_CLIPS = 10
+# Chosen by bench/clip_gate.py on one half of its photographs. In brackets what both halves
+# measured: the good clip nearest to the limit, then the bad clip nearest to it among the kinds that
+# this check is there for. Blur, a colour shift and crf 28 are in the good ones.
+LEAST_LIKE = 0.5  # (0.83; a wrong image 0.11)
+LEAST_NEARER = 0.4  # (0.69; a last image half ignored 0.22)
+LEAST_LIGHT = 0.35  # (0.54; three quarters black 0.18)
+MOST_JUMP = 5.0  # (1.4; a cut over 40 % of the way 13.5)
+MOST_GRAIN = 1.6  # (1.0; a third noise 2.1)
+MOST_BACK = 0.3  # (0.10; the first image back before the last one comes 0.55)
+MOST_STILL = 2.0  # seconds (0.83; half a clip 2.3)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a raw clip looks like beside its two images. Likeness is SSIM, 1 at most."""
+
+    frames: int
+    first: float  # likeness of the first frame and the first image
+    last: float  # likeness of the last frame and the last image
+    alike: float  # likeness of the two images
+    depart: float  # how much nearer the first frame is to the first image: 1 is there, -1 the other
+    arrive: float  # the same of the last frame and the last image
+    back: float  # how much of the first image returns late in the clip
+    light: float  # of the darkest frame, as a multiple of the darker image
+    still: float  # seconds of the longest stretch in which nothing moves
+    jump: float  # the greatest change between two frames, as a multiple of the clip's great ones
+    grain: float  # detail in the plainest parts of the roughest frame, against the rougher image
+
+    def told(self) -> dict[str, float]:
+        return {name: round(value, 2) for name, value in dataclasses.asdict(self).items()}
+
+
+class Failed(NamedTuple):
+    """A check that a clip did not pass."""
+
+    check: str
+    measured: float
+    limit: float
+
+    def __str__(self) -> str:
+        side = "at least" if self.measured < self.limit else "at most"
+        return f"{self.check} is {self.measured:.3g}, allowed is {side} {self.limit:g}"
+
+
+def look_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
+    """Prints what read_look reads, for image, clip and image, frame by frame, three times.
+
+    First beside the first image, then beside the last, then the fine detail alone.
+
+    size: of the clip and of both images.
+    """
+    side = max(size)
+    mid = Size(*(max(32, round(length * min(1, GRAIN_SIDE / side) / 2) * 2) for length in size))
+    low = Size(*(max(16, round(length * LOOK_SIDE / side / 2) * 2) for length in size))
+
+    def shrink(stream: Any) -> Any:
+        # Points, not averages, because averages know no noise.
+        colours = {"flags": "neighbor", "out_color_matrix": "bt709", "out_range": "tv"}
+        stream = stream.filter("scale", *mid, **colours).filter("format", "yuv420p")
+        return stream.filter("extractplanes", "y").filter("setsar", 1)
+
+    def simplify(stream: Any) -> Any:
+        stream = stream.filter("format", "rgb24").filter("normalize", smoothing=0, independence=0)
+        return stream.filter("format", "gray")
+
+    clip = ffmpeg.input(str(raw), protocol_whitelist="file", err_detect="explode").video
+    pictures = [shrink(read_picture(path, "png_pipe")).split() for path in (first, last)]
+    begin, end = pictures[0][0], pictures[1][0]
+    joined = ffmpeg.concat(begin, shrink(clip), end, v=1, a=0)
+    all_frames = joined.filter("settb", f"1/{FPS}").filter("setpts", "N").split()
+    rough = ffmpeg.filter(
+        [all_frames[0], all_frames[1].filter("boxblur", 1)], "blend", all_mode="difference"
+    )
+    rough = (
+        rough.filter("lut", c0="4*val").filter("scale", *low, flags="area").filter("signalstats")
+    )
+    stats = all_frames[2].filter("scale", *low, flags="area").filter("signalstats")
+    stats = stats.filter("freezedetect", n=STILL_CHANGE, d=0.25)
+    halves = simplify(stats).split()
+    sides = [simplify(picture[1].filter("scale", *low, flags="area")) for picture in pictures]
+    pairs = [ffmpeg.filter([halves[n], sides[n]], "ssim") for n in (0, 1)]
+    both = ffmpeg.concat(*pairs, rough, v=1, a=0).filter("settb", f"1/{FPS}").filter("setpts", "N")
+    return both.filter("metadata", mode="print", file="-").output("-", f="null")
+
+
+def read_metadata(text: str) -> list[dict[str, float]]:
+    """The numbers that ffmpeg's metadata filter printed, frame by frame, without `lavfi.`."""
+    frames: list[dict[str, float]] = []
+    for line in text.splitlines():
+        if line.startswith("frame:"):
+            frames.append({})
+        elif frames and (found := re.fullmatch(r"lavfi\.(\S+)=(\S+)", line)):
+            frames[-1][found[1]] = to_number(found[2])
+    return frames
+
+
+def read_look(text: str) -> Look:
+    """Raises ToolFailed when there are no frames to speak of."""
+    printed = read_metadata(text)
+    count = len(printed) // 3
+    if count < 5 or len(printed) % 3:
+        raise ToolFailed(f"there are {max(0, count - 2)} frames to look at")
+    head = [frame["ssim.Y"] for frame in printed[:count]]
+    tail = [frame["ssim.Y"] for frame in printed[count : 2 * count]]
+    alike, near = head[-1], 1 - min(head[-1], ALIKE)
+    light = [frame["signalstats.YAVG"] - 8 for frame in printed[:count]]
+    # The tenth of the picture with the least detail: noise spares no place, texture does.
+    grain = [frame["signalstats.YLOW"] + GRAIN_FLOOR for frame in printed[2 * count :]]
+    changes = [frame["signalstats.YDIF"] for frame in printed[2 : count - 1]]
+    return Look(
+        frames=count - 2,
+        first=head[1],
+        last=tail[-2],
+        alike=alike,
+        depart=(head[1] - tail[1]) / near,
+        arrive=(tail[-2] - head[-2]) / near,
+        back=measure_return(head[1:-1], tail[1:-1]),
+        light=min(light[1:-1]) / max(1.0, min(light[0], light[-1])),
+        still=measure_still(printed[:count]),
+        jump=max(changes) / (sorted(changes)[len(changes) * 9 // 10] + 1),
+        grain=max(grain[1:-1]) / max(grain[0], grain[-1]),
+    )
+
+
+def measure_return(head: Sequence[float], tail: Sequence[float]) -> float:
+    """By how much the clip comes back to its first image in the second half, 0 if it does not.
+
+    head, tail: each frame's likeness to the first and to the last image.
+    """
+    half = len(head) // 2
+    lowest = itertools.accumulate(head, min)
+    late = list(zip(head, tail, lowest, strict=True))[half:]
+    return max(0.0, *(min(near - far, near - low) for near, far, low in late))
+
+
+def measure_still(frames: Sequence[Mapping[str, float]]) -> float:
+    """Seconds of the longest stretch that freezedetect found."""
+    longest, started = 0.0, None
+    for frame in frames:
+        started = frame.get("freezedetect.freeze_start", started)
+        longest = max(longest, frame.get("freezedetect.freeze_duration", 0.0))
+        if "freezedetect.freeze_end" in frame:
+            started = None
+    return longest if started is None else max(longest, len(frames) / FPS - started)
+
+
+def limits(differ: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """The least and the most that each measure may be, for images that differ or that do not."""
+    least = {"first": LEAST_LIKE, "last": LEAST_LIKE, "light": LEAST_LIGHT}
+    most = {"jump": MOST_JUMP, "grain": MOST_GRAIN, "back": MOST_BACK}
+    if differ:
+        least |= {"depart": LEAST_NEARER, "arrive": LEAST_NEARER}
+        most |= {"still": MOST_STILL}
+    return least, most
+
+
+def judge(look: Look) -> list[Failed]:
+    """The checks that a clip fails; none for a good one."""
+    least, most = limits(look.alike < ALIKE)
+    found = dataclasses.asdict(look)
+    failed = [Failed("frames", look.frames, CLIP_FRAMES)] if look.frames != CLIP_FRAMES else []
+    # What is no number fails as well.
+    low = [(name, limit) for name, limit in least.items() if not found[name] >= limit]
+    high = [(name, limit) for name, limit in most.items() if not found[name] <= limit]
+    return [*failed, *(Failed(name, found[name], limit) for name, limit in (*low, *high))]
 
 
 class Vram(NamedTuple):
@@ -2487,7 +2671,8 @@ class Job:
         return self.folder / "clips" / f"{clip:03}.mp4"
 
     def record(self, clip: int) -> Path:
-        return self.folder / "clips" / f"{clip:03}.json"
+        # Not the stem of the clip: its half-written file is beside it, and the encode writes there.
+        return self.folder / "clips" / f"{clip:03}.record.json"
 
     def conclude(self, verb: str, body: Mapping[str, object]) -> None:
         """Writes the outcome down, once; `verb` is complete or fail."""
@@ -2668,6 +2853,20 @@ def explain(error: Exception, clip: int, tail: str) -> JobError:
     return told
 
 
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """What runs for a finished raw clip while the next one renders."""
+
+    clip: int
+    look: Child | None
+    encode: Child
+    started: float  # time.time()
+
+    def is_ended(self) -> bool:
+        """Whether waiting for it takes no time; a look that has ended decides first."""
+        return not self.encode.alive and not (self.look and self.look.alive)
+
+
 class Film:
     """The making of one job's film: all that needs neither queue nor upload.
 
@@ -2679,6 +2878,8 @@ class Film:
         self.settings, self.halt, self.progress = studio.settings, studio.halt, studio.progress
         self.fleet, self.media = studio.fleet, studio.media
         self.size, self.mark = self.settings.size, Size(0, 0)
+        # The clips that are still to be rendered, the next one first.
+        self.waiting: list[int] = []
 
     def make(self, fetch: Fetch) -> None:
         """Leaves the film in job.output; fetch(url, path, field) brings a frame."""
@@ -2723,24 +2924,86 @@ class Film:
                     raise JobError("frame_invalid", told) from error
 
     def _make_clips(self) -> None:
-        """Renders each missing clip; the encode of one runs beside the rendering of the next."""
+        """Renders each missing clip; each is looked at and encoded beside the next rendering."""
+        clips = range(self.plan.clips)
+        self.waiting = [clip for clip in clips if not self.job.clip(clip).exists()]
         with contextlib.ExitStack() as children:
-            encodes: list[tuple[int, Child, float]] = []
-            for clip in range(self.plan.clips):
-                if self.job.clip(clip).exists():
-                    continue
-                if not self.job.raw(clip).exists():
-                    self._render(clip)
+            beside: list[Beside] = []
+            while self.waiting or beside:
+                if self.waiting:
+                    clip = self.waiting.pop(0)
+                    if not self.job.raw(clip).exists():
+                        self._render(clip)
+                    beside.append(self._start_beside(clip, children))
+                if not self.waiting:
+                    self.progress.update("encoding")
                 # One that has failed already spares the GPU the clips behind it.
-                for _, child, _ in encodes:
-                    if not child.alive:
-                        self.media.finish(child)
-                child = children.enter_context(self.media.start(self._trim(clip)))
-                encodes.append((clip, child, time.time()))
-            self.progress.update("encoding")
-            for clip, child, started in encodes:
-                self.media.finish(child)
-                self._keep_clip(clip, started)
+                ready = [one for one in beside if not self.waiting or one.is_ended()]
+                beside = [one for one in beside if one not in ready]
+                again = [one.clip for one in ready if not self._accept(one)]
+                self.waiting = [*again, *self.waiting]
+
+    def _start_beside(self, clip: int, children: contextlib.ExitStack) -> Beside:
+        """Starts the look at a raw clip and its encode."""
+        look, raw = None, self.job.raw(clip)
+        if self.settings.clip_gate != "off":
+            ends = (self.job.frame(clip), self.job.frame(clip + 1))
+            command = ffmpeg_command(look_command(raw, *ends, render_size(self.size)))
+            look = children.enter_context(self.media.start(command))
+        encode = children.enter_context(self.media.start(self._trim(clip)))
+        return Beside(clip, look, encode, time.time())
+
+    def _accept(self, beside: Beside) -> bool:
+        """Keeps a clip that may be delivered; False when it has to be rendered once more.
+
+        Raises JobError bad_clip when it has been already.
+        """
+        clip, told = beside.clip, self._look(beside)
+        record = read_json(self.job.record(clip))
+        if told and self.settings.clip_gate == "enforce":
+            beside.encode.end()
+            attempt = int(record.get("attempts", 1))
+            # A restart has to know that one of the two attempts is spent.
+            keep_json(self.job.record(clip), {**record, "refused": told})
+            self._keep_bad(clip, attempt, self.job.raw(clip))
+            if attempt > 1:
+                raise JobError("bad_clip", told)
+            say("clip_retry", told, logging.WARNING, job=self.job.id, clip=clip + 1)
+            return False
+        if told:
+            say("bad_clip_kept", told, logging.WARNING, job=self.job.id, clip=clip + 1)
+        self.media.finish(beside.encode)
+        self._keep_clip(clip, beside.started)
+        return True
+
+    def _look(self, beside: Beside) -> str:
+        """Why a clip is bad, nothing when it is not; its record tells what was measured."""
+        child, clip = beside.look, beside.clip
+        if not child:
+            return ""
+        try:
+            self.media.finish(child)
+            look = read_look(os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode())
+        except (ToolFailed, KeyError) as error:
+            return f"Clip {clip + 1} cannot be decoded whole: {one_line(error)}."
+        record = {**read_json(self.job.record(clip)), "gate": look.told()}
+        keep_json(self.job.record(clip), record)
+        failed = judge(look)
+        say("clip_looked_at", job=self.job.id, clip=clip + 1, failed=len(failed), **look.told())
+        return f"Clip {clip + 1}: {'; '.join(map(str, failed))}." if failed else ""
+
+    def _keep_bad(self, clip: int, attempt: int, path: Path) -> None:
+        """A clip that was refused, and a contact sheet of it, for the operator to look at."""
+        folder = self.settings.state_dir / "bad-clips"
+        folder.mkdir(exist_ok=True)
+        kept = folder / f"{self.job.id}-clip{clip + 1}-attempt{attempt}.mp4"
+        path.replace(kept)
+        with contextlib.suppress(ToolFailed):
+            self.media.run(contact_sheet(kept, kept.with_suffix(".jpg")))
+        clips = sorted(folder.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
+        for old in clips[:-KEPT_BAD_CLIPS]:
+            old.unlink()
+            old.with_suffix(".jpg").unlink(missing_ok=True)
 
     def _trim(self, clip: int) -> list[str]:
         source = self.settings.watermark if self.plan.watermark else None
@@ -2761,7 +3024,8 @@ class Film:
         seconds = self.settings.clip_timeout
         late = JobError("clip_timeout", f"Clip {clip + 1} was not done within {seconds:g} s.")
         with self.halt.limit("clip", seconds, late):
-            for attempt in (1, 2):
+            refused = "refused" in read_json(self.job.record(clip))
+            for attempt in (2,) if refused else (1, 2):
                 try:
                     return self._attempt(clip, attempt)
                 except JobError as error:
@@ -2775,19 +3039,27 @@ class Film:
         with self.studio.stage("boot", self.job, clip=clip + 1):
             comfy = self.fleet.fresh(again=attempt > 1)
         fixed, started = self.studio.seed, time.monotonic()
-        seed = seed_for(self.job.id, clip, attempt) if fixed is None else fixed + clip
+        seed = seed_for(self.job.id, clip, attempt)
+        if fixed is not None:
+            seed = fixed + clip + (attempt - 1) * self.plan.clips
         part = self.job.raw(clip).with_suffix(".part")
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
             self.fleet.dismiss()
-            self._inspect(clip, part)
+            self._inspect(clip, attempt, part)
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
             raise explain(error, clip, comfy.tail()) from error
         spent = round(time.monotonic() - started, 1)
-        keep_json(self.job.record(clip), {"seed": seed, "renderSec": spent, "attempts": attempt})
+        before = {
+            name: value
+            for name, value in read_json(self.job.record(clip)).items()
+            if name == "refused"
+        }
+        told = {**before, "seed": seed, "renderSec": spent, "attempts": attempt}
+        keep_json(self.job.record(clip), told)
         keep(part, self.job.raw(clip))
 
-    def _inspect(self, clip: int, path: Path) -> None:
+    def _inspect(self, clip: int, attempt: int, path: Path) -> None:
         """ComfyUI reports success for files that are cut short; CLIP_GATE says what then."""
         if self.settings.clip_gate == "off":
             return
@@ -2795,6 +3067,7 @@ class Film:
             self.media.check_video(path, CLIP_FRAMES, render_size(self.size))
         except ToolFailed as error:
             if self.settings.clip_gate == "enforce":
+                self._keep_bad(clip, attempt, path)
                 raise
             say("bad_clip_kept", str(error), logging.WARNING, job=self.job.id, clip=clip + 1)
 
@@ -2814,7 +3087,7 @@ class Film:
 
         def on_step(step: int) -> None:
             # From where the sampler begins, what is left of a clip lasts as long as a boot.
-            if self.studio.expects_more or clip + 1 < self.plan.clips:
+            if self.studio.expects_more or self.waiting:
                 self.fleet.stand_by()
             if step and len(moments) == 1:
                 moments.append(time.monotonic())
@@ -2822,8 +3095,8 @@ class Film:
             self.progress.update("rendering", step=min(step, STEPS))
 
         def meanwhile() -> None:
-            if clip + 1 < self.plan.clips:
-                self.fleet.prepare(self._images(clip + 1))
+            if self.waiting:
+                self.fleet.prepare(self._images(self.waiting[0]))
 
         self.progress.update("rendering")
         outputs = comfy.render(build_workflow(shot, self.settings), on_step, meanwhile)
@@ -3088,6 +3361,8 @@ class Outbox:
         plan = parse_stage_data(job.stage_data)
         film = self.studio.media.probe(job.output)
         clips = [read_json(job.record(clip)) for clip in range(plan.clips)]
+        for clip in clips:
+            clip.pop("refused", None)
         return {
             "outputUrl": url,
             "durationSec": plan.clips * CLIP_SECONDS,
@@ -3739,7 +4014,7 @@ class Patient:
 
 
 Told = tuple[str, str, str]
-Look = Callable[[Patient], Iterator[Told]]
+Examination = Callable[[Patient], Iterator[Told]]
 
 
 class Check(NamedTuple):
@@ -3750,7 +4025,7 @@ class Check(NamedTuple):
     """
 
     name: str
-    look: Look
+    look: Examination
     needs: tuple[str, ...] = ()
     fix: str = ""
 

@@ -76,6 +76,14 @@ def number(minimum: float, maximum: float = math.inf) -> Check:
     return check
 
 
+def measurements(field: str, value: Any) -> None:
+    """Numbers by name; which ones is the worker's own business."""
+    if not isinstance(value, dict) or not value:
+        raise breach(field, value, "an object of numbers")
+    for name, one in value.items():
+        number(-math.inf)(f"{field}.{name}", one)
+
+
 def one_of(choices: frozenset[str]) -> Check:
     def check(field: str, value: Any) -> None:
         if not isinstance(value, str) or value not in choices:
@@ -156,6 +164,13 @@ HEARTBEAT = shape(
     progress=nullable(PROGRESS),
 )
 CLAIM = shape(workerId=text)
+CLIP = shape(
+    frozenset({"gate"}),
+    seed=integer(0),
+    renderSec=number(0),
+    attempts=integer(1),
+    gate=measurements,
+)
 COMPLETE = shape(
     workerId=text,
     outputUrl=web_url,
@@ -167,7 +182,7 @@ COMPLETE = shape(
     sizeBytes=integer(1),
     watermarked=flag,
     renderSec=number(0),
-    clips=list_of(shape(seed=integer(0), renderSec=number(0), attempts=integer(1))),
+    clips=list_of(CLIP),
 )
 FAIL = shape(
     workerId=text,

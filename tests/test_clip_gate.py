@@ -1,0 +1,132 @@
+"""No bad clip reaches a customer: each is looked at, rendered once more, and then refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.clip_gate import Case, try_case
+from sandbox.client import Hosted
+from tests.conftest import Box, serving
+
+# What the look-alike can do to a clip, and a word of the check that has to find it.
+FLAWS = {
+    "black": "light",
+    "noise": "grain",
+    "frozen": "still",
+    "ignore_last": "arrive",
+    "bounce": "arrive",
+    "cut": "jump",
+    "flash": "jump",
+    "truncated": "it cannot be read",
+    "short_clip": "expected",
+    "wrong_size": "expected",
+}
+ROOMS = [("sandbox", f"{name}.jpg", "") for name in (
+    "01-hall", "02-doorway", "03-living-room", "04-sofa", "05-reading-corner", "06-garden-door"
+)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    with serving(tmp_path_factory.mktemp("gate"), COMFYUI_STANDBY="1") as box:
+        yield box
+
+
+def flawed(box: Box, flaw: dict[str, Any], times: int, clips: int = 1) -> dict[str, Any]:
+    """The outcome of a job whose first clip comes out like this so many times."""
+    box.hosted.script_comfyui(*[{"on": "prompt", **flaw}] * times)
+    outcome = box.await_outcome(box.add_job(clips, maxAttempts=1), timeout=60)
+    box.hosted.clear_comfyui_script()
+    return outcome
+
+
+def bad_clips(box: Box) -> list[str]:
+    return sorted(path.name for path in (box.state / "bad-clips").glob("*"))
+
+
+@pytest.mark.parametrize("kind", FLAWS)
+def test_a_clip_that_came_out_bad_once_is_rendered_again(box: Box, kind: str) -> None:
+    outcome = flawed(box, {"kind": kind}, 1)
+    assert outcome["kind"] == "complete", outcome
+    [clip] = box.hosted.job(outcome["job"])["outcome"]["clips"]
+    assert clip["attempts"] == 2
+    assert clip["gate"]["last"] > 0.9
+    retry = re.search(rf"clip_retry job={outcome['job']}.*", box.running[-1].log)
+    assert retry
+    assert FLAWS[kind] in retry[0]
+    assert f"{outcome['job']}-clip1-attempt1.mp4" in bad_clips(box)
+
+
+def test_a_clip_that_comes_out_bad_twice_fails_the_job_and_is_kept_to_look_at(box: Box) -> None:
+    outcome = flawed(box, {"kind": "frozen"}, 2)
+    assert outcome["kind"] == "fail"
+    job = outcome["job"]
+    error = box.hosted.job(job)["outcome"]["error"]
+    assert error["code"] == "bad_clip"
+    told = re.search(r"Clip 1: .*arrive is -?[\d.]+, allowed is at least 0\.4", error["message"])
+    assert told, error
+    kept = {f"{job}-clip1-attempt{n}.{ext}" for n in (1, 2) for ext in ("mp4", "jpg")}
+    assert kept <= set(bad_clips(box))
+
+
+def test_a_clip_of_an_earlier_render_is_not_taken_for_the_one_asked_for(box: Box) -> None:
+    good = flawed(box, {"kind": "slow"}, 0)
+    stale = {"kind": "stale", "path": str(box.hosted.blob_path(good["job"]))}
+    outcome = flawed(box, stale, 1)
+    assert outcome["kind"] == "complete"
+    assert box.hosted.job(outcome["job"])["outcome"]["clips"][0]["attempts"] == 2
+
+
+def test_only_the_bad_clip_of_a_film_is_rendered_again(box: Box) -> None:
+    outcome = flawed(box, {"kind": "black"}, 1, clips=3)
+    clips = box.hosted.job(outcome["job"])["outcome"]["clips"]
+    assert [clip["attempts"] for clip in clips] == [2, 1, 1]
+
+
+def test_no_more_than_the_newest_ten_bad_clips_are_kept(box: Box) -> None:
+    assert len([name for name in bad_clips(box) if name.endswith(".mp4")]) <= 10
+
+
+def test_a_killed_worker_remembers_that_a_clip_had_its_first_attempt(
+    tmp_path: Path, hosted: Hosted
+) -> None:
+    box = Box(tmp_path, hosted)
+    hosted.script_comfyui({"on": "prompt", "kind": "black"}, {"on": "prompt", "kind": "hang"})
+    job = box.add_job(maxAttempts=1)
+    worker = box.start("run")
+    first = hosted.wait("comfyui.prompt")
+    hosted.wait("comfyui.prompt", after=first["seq"], timeout=60)
+    worker.end()
+    hosted.clear_comfyui_script()
+    hosted.script_comfyui({"on": "prompt", "kind": "black"})
+    box.start("run", "--once").wait()
+    assert box.failure(job)["code"] == "bad_clip"
+    assert len(bad_clips(box)) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"),
+    [
+        ("dissolve", "good"),
+        ("strong motion", "good"),
+        ("dim room", "good"),
+        ("near-identical", "good"),
+        ("portrait", "good"),
+        ("last ignored", "mild"),
+        ("wrong image", "mild"),
+        ("bounce-back", "mild"),
+        ("still end", "mild"),
+        ("cut", "mild"),
+        ("noise", "mild"),
+        ("black", "mild"),
+    ],
+)
+def test_good_clips_pass_and_mildly_bad_ones_do_not(kind: str, label: str) -> None:
+    result = try_case(Case(kind, label, 1, 0), ROOMS)
+    assert result.look
+    assert bool(result.failed) == (label != "good"), result
