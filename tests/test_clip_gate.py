@@ -33,7 +33,8 @@ ROOMS = [("sandbox", f"{name}.jpg", "") for name in (
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    with serving(tmp_path_factory.mktemp("gate"), COMFYUI_STANDBY="1") as box:
+    settings = {"COMFYUI_STANDBY": "1", "CLIP_GATE": "enforce"}
+    with serving(tmp_path_factory.mktemp("gate"), **settings) as box:
         yield box
 
 
@@ -96,6 +97,7 @@ def test_a_killed_worker_remembers_that_a_clip_had_its_first_attempt(
     tmp_path: Path, hosted: Hosted
 ) -> None:
     box = Box(tmp_path, hosted)
+    box.settings["CLIP_GATE"] = "enforce"
     hosted.script_comfyui({"on": "prompt", "kind": "black"}, {"on": "prompt", "kind": "hang"})
     job = box.add_job(maxAttempts=1)
     worker = box.start("run")

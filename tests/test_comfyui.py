@@ -91,7 +91,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     python.write_text(f'#!/bin/sh\n. "{folder}/environ"\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (folder / "environ").write_text("")
-    with serving(folder, COMFYUI_PYTHON=str(python)) as box:
+    with serving(folder, COMFYUI_PYTHON=str(python), CLIP_GATE="enforce") as box:
         yield box
 
 

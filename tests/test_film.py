@@ -77,6 +77,7 @@ def make_films(folder: Path) -> None:
         for number in range(clips + 1):
             (folder / name / f"{number}.png").write_bytes(draw(name, number))
     with a_stage(folder) as box:
+        box.settings["CLIP_GATE"] = "enforce"
         rendering = start_render(box, folder / "rendered")
         deliver(box, watch_ffmpeg(folder))
         assert rendering.wait() == 0, rendering.log

@@ -36,6 +36,13 @@ STUCK = {"on": "prompt", "kind": "hang", "deaf": True}
 PLAIN = {"on": "prompt", "kind": "slow", "factor": 1}
 
 
+@pytest.fixture
+def box(box: Box) -> Box:
+    """What is looked at has to be looked at again after a restart."""
+    box.settings["CLIP_GATE"] = "enforce"
+    return box
+
+
 class Moment(NamedTuple):
     """A point of a job's life at which it can be held: what holds it, and the sign that it does."""
 
