@@ -80,7 +80,7 @@ class Box:
             **hosted.lookalike_settings(),
             "COMFYUI_URL": f"http://localhost:{self.port}",
             "COMFYUI_STANDBY": "0",
-            # A look costs as much as all else of a clip; who tests films or the gate opens both eyes.
+            # A look costs as much as a render here; who tests films or the gate switches it on.
             "CLIP_GATE": "off",
             "WATERMARK_PATH": str(self.watermark),
             "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
