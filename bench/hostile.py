@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -185,13 +186,15 @@ class Stage:
         self.home = base / "home"
         for name in ("home", "tmp", "cwd", "own"):
             (base / name).mkdir()
-        film = make_film(base / "own" / "private.mp4")
+        private = base / "own" / "private.mp4"
+        make_film(GOOD, GOOD, private)
         (base / "own" / "private.png").write_bytes(GOOD)
         (base / "own" / "mark.png").write_bytes(picture((120, 40), "mark", mode="RGBA"))
         self.hosted = stack.enter_context(
             Hosted(base / "hosted", secret=SECRET, blob_token=TOKEN, lease_s=600)
         )
         self.host, self.bait = stack.enter_context(Evil()), stack.enter_context(Evil())
+        film = partial(make_film, path=base / "own" / "rendered.mp4")
         self.comfy = stack.enter_context(EvilComfy(film, MODELS))
         self.proxy = stack.enter_context(Proxy(self.hosted.url))
         self.place = Place(self.host.url, self.bait.port, base / "own")
@@ -340,11 +343,13 @@ def allow_core_files() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def make_film(path: Path) -> bytes:
-    """A clip as a ComfyUI would have rendered it."""
-    source = f"testsrc=size={SIZE[0]}x{SIZE[1]}:rate=24"
-    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-frames:v", "121"]
-    subprocess.run([*command, "-pix_fmt", "yuv420p", str(path)], check=True)
+def make_film(first: bytes, last: bytes, path: Path) -> bytes:
+    """A clip as a ComfyUI would have rendered it: one picture dissolves into the other."""
+    a, b = (Image.open(io.BytesIO(one)).convert("RGB").resize(SIZE) for one in (first, last))
+    frames = b"".join(Image.blend(a, b, number / 120).tobytes() for number in range(121))
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{SIZE[0]}x{SIZE[1]}", "-r", "24", "-i", "-", "-preset", "ultrafast"]
+    subprocess.run([*command, "-pix_fmt", "yuv420p", str(path)], input=frames, check=True)
     return path.read_bytes()
 
 

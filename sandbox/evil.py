@@ -176,9 +176,11 @@ def done(comfy: EvilComfy) -> Iterable[bytes]:
 class EvilComfy(Evil):
     """Does all that a ComfyUI does at once, without rendering; `overrule` has it go astray."""
 
-    def __init__(self, film: bytes, models: Iterable[str]) -> None:
+    def __init__(self, film: Callable[[bytes, bytes], bytes], models: Iterable[str]) -> None:
+        """film: makes a clip of its first and its last picture."""
         super().__init__()
-        self.film, self.models = film, list(models)
+        self.make_film, self.models = film, list(models)
+        self.film = b""
         self.left: dict[str, int] = {}
         self.prompted = threading.Event()
         self.prompt_id, self.sampler = "", ""
@@ -225,6 +227,9 @@ class EvilComfy(Evil):
         self.prompt_id = body["prompt_id"]
         kinds = {node["class_type"]: key for key, node in body["prompt"].items()}
         self.sampler = kinds["SamplerCustomAdvanced"]
+        images = [node["inputs"].get("image") for node in body["prompt"].values()]
+        first, last = re.findall(r"-(\d+)\.png", " ".join(map(str, images)))
+        self.film = self.make_film(self.pictures[int(first)], self.pictures[int(last)])
         self.texts += [str(node["inputs"].get("text")) for node in body["prompt"].values()]
         answer({"prompt_id": self.prompt_id, "number": 1, "node_errors": {}})(talk)
         self.prompted.set()
