@@ -2,11 +2,16 @@
 PYTHON := .venv/bin/python
 # Hundreds of short processes run the same code: it is compiled once, whatever the machine prefers.
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test lint chaos hostile bench
+.PHONY: demo sandbox test lint chaos hostile bench
 
 demo:
 	@.ci/setup ffmpeg
 	@$(PYTHON) -m sandbox.demo
+
+# A page to try it on, http://127.0.0.1:8765/, until Ctrl-C.
+sandbox:
+	@.ci/setup ffmpeg
+	@$(PYTHON) -m sandbox.studio
 
 test:
 	@.ci/setup ffmpeg
