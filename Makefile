@@ -14,7 +14,7 @@ sandbox:
 	@$(PYTHON) -m sandbox.studio
 
 test:
-	@.ci/setup ffmpeg
+	@.ci/setup ffmpeg browser
 	@$(PYTHON) -m pytest -n 4
 
 lint:

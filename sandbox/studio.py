@@ -50,7 +50,7 @@ PACE = {"HEARTBEAT_INTERVAL_S": "0.5", "POLL_INTERVAL_S": "1"}
 SILENT_S = 10.0
 EVENTS_S = 20.0
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none';"
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none';"
     " base-uri 'none'; form-action 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",

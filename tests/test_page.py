@@ -70,7 +70,8 @@ class Studio:
         """What the page shows of a job, as soon as it shows this."""
         deadline = time.monotonic() + 60
         while True:
-            shown = {one["id"]: one for one in self.get("/api/state").json()["jobs"]}
+            jobs: list[dict[str, Any]] = self.get("/api/state").json()["jobs"]
+            shown = {one["id"]: one for one in jobs}
             if until(shown[job]):
                 return shown[job]
             assert time.monotonic() < deadline, (shown, self.log.read_text()[-3000:])
