@@ -50,13 +50,18 @@ PACE = {"HEARTBEAT_INTERVAL_S": "0.5", "POLL_INTERVAL_S": "1"}
 SILENT_S = 10.0
 EVENTS_S = 20.0
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none';"
-    " base-uri 'none'; form-action 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
+LOOKALIKE = (
+    "Films are made by the look-alike, which only dissolves one picture into the next. Set"
+    " COMFYUI_DIR and COMFYUI_PYTHON to render with your ComfyUI."
+)
+RENDERER = "" if os.environ.get("COMFYUI_DIR") else LOOKALIKE
 STAGES = {
     "starting": "Starting",
     "checking": "Checking the pictures",
@@ -144,7 +149,8 @@ class Studio:
             for number, job in enumerate(jobs, 1)
         ]
         worker = describe_worker(self._worker.poll(), time.monotonic() - self._beat_at, self._beat)
-        return web.json_response({"worker": worker, "jobs": shown[: -MOST_JOBS_SHOWN - 1 : -1]})
+        newest = shown[: -MOST_JOBS_SHOWN - 1 : -1]
+        return web.json_response({"worker": worker, "renderer": RENDERER, "jobs": newest})
 
     def _describe(self, job: dict[str, Any], waiting: list[str]) -> dict[str, Any]:
         stage, outcome = job["stageData"], job["outcome"] or {}

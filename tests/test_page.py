@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
-from sandbox.client import LIGHT, inherited
+from sandbox.browse import StudioProcess, chromium
 from sandbox.studio import describe_worker
-from tests.conftest import ROOT
 from tests.pictures import picture
 
 QUICK = {
@@ -28,25 +24,8 @@ QUICK = {
 }
 
 
-class Studio:
-    """What `make sandbox` runs, and a plain HTTP client for its page."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "studio.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "sandbox.studio", "--port", "0"],
-                cwd=ROOT,
-                env={**inherited(), **LIGHT, **QUICK, "TMPDIR": str(folder)},
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert found, (line, self.log.read_text())
-        self.url = found[0]
+class Studio(StudioProcess):
+    """Its page, asked without a browser."""
 
     def get(self, path: str, **headers: str) -> requests.Response:
         return requests.get(self.url + path, headers=headers, timeout=30)
@@ -59,34 +38,11 @@ class Studio:
         name: str = self.post("/api/pictures", data=content).json()["name"]
         return name
 
-    def add_job(self, *pictures: bytes) -> str:
-        names = [self.add_picture(content) for content in pictures]
-        prompts = [f"walk on, part {number}" for number in range(1, len(names))]
-        job = {"pictures": names, "prompts": prompts, "watermark": True}
-        found: str = self.post("/api/jobs", json=job).json()["id"]
-        return found
-
-    def wait(self, job: str, until: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-        """What the page shows of a job, as soon as it shows this."""
-        deadline = time.monotonic() + 60
-        while True:
-            jobs: list[dict[str, Any]] = self.get("/api/state").json()["jobs"]
-            shown = {one["id"]: one for one in jobs}
-            if until(shown[job]):
-                return shown[job]
-            assert time.monotonic() < deadline, (shown, self.log.read_text()[-3000:])
-            time.sleep(0.1)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
-
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("studio")
-    studio = Studio(folder)
+    studio = Studio(folder, QUICK)
     yield studio
     assert studio.stop() == 0, studio.log.read_text()
     # The last worker of this folder, and with it all that it started, is gone with the page.
@@ -118,53 +74,36 @@ STRANGERS: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("headers", STRANGERS.values(), ids=STRANGERS)
-def test_a_stranger_can_neither_read_nor_send(studio: Studio, headers: dict[str, str]) -> None:
-    for answer in (
-        studio.get("/api/state", **headers),
-        studio.post("/api/jobs", json={}, headers={"Origin": studio.url, **headers}),
-    ):
-        assert answer.status_code == 403
-        assert answer.json()["error"].endswith(".")
-
-
-def test_a_post_without_an_origin_is_refused(studio: Studio) -> None:
-    assert studio.post("/api/pictures", data=picture((32, 32), 1), headers={}).status_code == 403
-
-
-def test_only_this_machine_is_listened_to(studio: Studio) -> None:
-    port = f":{int(studio.url.rpartition(':')[2]):04X} "
-    lines = Path(f"/proc/{studio.process.pid}/net/tcp").read_text().splitlines()
-    listening = [line.split()[1] for line in lines if port in line and line.split()[3] == "0A"]
-    assert listening == [f"0100007F{port.strip()}"]
-
-
-def test_the_control_routes_are_out_of_reach(studio: Studio) -> None:
+def test_nobody_but_the_page_itself_can_read_or_send(studio: Studio) -> None:
+    for who, headers in STRANGERS.items():
+        for answer in (
+            studio.get("/api/state", **headers),
+            studio.post("/api/jobs", json={}, headers={"Origin": studio.url, **headers}),
+        ):
+            assert answer.status_code == 403, who
+            assert answer.json()["error"].endswith("."), who
+    assert studio.post("/api/jobs", json={}, headers={}).status_code == 403
     for path in ("/control/jobs", "/control/events", "/frames/01-hall.jpg", "/api/blob"):
-        assert studio.get(path).status_code == 404
+        assert studio.get(path).status_code == 404, path
+    port = f"{int(studio.url.rpartition(':')[2]):04X}"
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    listening = [one[1] for one in sockets if one[1].endswith(f":{port}") and one[3] == "0A"]
+    assert listening == [f"0100007F:{port}"]
 
 
-def test_a_file_that_is_no_picture_is_refused_with_a_sentence(studio: Studio) -> None:
-    answer = studio.post("/api/pictures", data=b"GIF89a, renamed to .png")
-    assert (answer.status_code, answer.json()) == (
-        415,
-        {"error": "This is no JPEG, PNG or WebP picture."},
-    )
-
-
-def test_a_picture_above_64_mb_is_refused_with_a_sentence(studio: Studio) -> None:
-    def endless() -> Iterator[bytes]:
+def test_what_cannot_become_a_film_is_refused_with_a_sentence(studio: Studio) -> None:
+    def too_large() -> Iterator[bytes]:
         for _ in range(65):
             yield b"\xff\xd8\xff" + bytes(2**20)
 
-    answer = studio.post("/api/pictures", data=endless())
-    assert (answer.status_code, answer.json()) == (
-        413,
-        {"error": "The picture is larger than 64 MB."},
-    )
-
-
-def test_a_job_that_is_not_complete_is_refused_with_what_it_lacks(studio: Studio) -> None:
+    uploads: list[tuple[Any, int, str]] = [
+        (b"GIF89a", 415, "This is no JPEG, PNG or WebP picture."),
+        (b"", 415, "This is no JPEG, PNG or WebP picture."),
+        (too_large(), 413, "The picture is larger than 64 MB."),
+    ]
+    for data, status, sentence in uploads:
+        answer = studio.post("/api/pictures", data=data)
+        assert (answer.status_code, answer.json()) == (status, {"error": sentence})
     names = [studio.add_picture(picture((64, 36), number)) for number in range(2)]
     good = {"pictures": names, "prompts": ["walk on"], "watermark": False}
     table: list[tuple[Any, str]] = [
@@ -183,27 +122,106 @@ def test_a_job_that_is_not_complete_is_refused_with_what_it_lacks(studio: Studio
         assert (answer.status_code, answer.json()) == (400, {"error": sentence}), job
 
 
-def test_a_film_is_followed_clip_by_clip_then_plays_in_parts(studio: Studio) -> None:
-    job = studio.add_job(*(picture((320, 180), number) for number in range(3)))
-    second = studio.wait(job, lambda one: one.get("progress", {}).get("clip") == 2)
-    assert second["words"].count("clip 2 of 2") == 1
-    assert 0 < second["progress"]["percent"] < 100
-    ready = studio.wait(job, lambda one: one.get("stills"))
-    assert ready["words"].startswith("Ready: 10 s, 320 x 180, 24 frames a second")
-    assert len(ready["stills"]) == 6
-    assert studio.get(ready["stills"][-1]).content.startswith(b"\x89PNG")
-    part = studio.get(ready["film"], Range="bytes=4-7")
-    assert (part.status_code, part.content) == (206, b"ftyp")
-    assert part.headers["Content-Type"] == "video/mp4"
+PICTURES = {f"view-{number}.png": picture((320, 180), number) for number in range(3)}
 
 
-def test_a_failure_comes_with_its_public_sentence_and_code(studio: Studio) -> None:
-    broken = picture((320, 180), 1)[:200]
-    failed = studio.wait(
-        studio.add_job(picture((320, 180), 0), broken), lambda one: one["state"] == "failed"
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(studio: Studio, browser: Browser) -> Iterator[Page]:
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(studio.url)
+    yield page
+    page.close()
+    assert not complaints
+
+
+def upload(page: Page, files: dict[str, bytes]) -> None:
+    given: list[FilePayload] = [
+        {"name": name, "mimeType": "image/png", "buffer": content}
+        for name, content in files.items()
+    ]
+    page.locator("#files").set_input_files(given)
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """By the Tab key alone."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    raise AssertionError(f"the Tab key does not reach {selector}")
+
+
+PLAYS = """video => new Promise(done =>
+    video.addEventListener("timeupdate", () => video.currentTime > 0.3 && done()))"""
+
+
+def test_a_film_is_ordered_by_keyboard_followed_and_played(studio: Studio, page: Page) -> None:
+    expect(page.locator("#send")).to_be_disabled()
+    expect(page.locator("#missing")).to_have_text("To send: Add two pictures or more.")
+    tab_to(page, "#files")
+    upload(page, PICTURES)
+    expect(page.locator("#missing")).to_contain_text("Write the prompt from picture 1 to 2.")
+    tab_to(page, "[aria-label='Move picture 3 earlier']")
+    page.keyboard.press("Enter")
+    order = ["1. view-0.png", "2. view-2.png", "3. view-1.png"]
+    expect(page.locator("#board .name")).to_have_text(order)
+    expect(page.locator("[aria-label='Move picture 2 earlier']")).to_be_focused()
+    for row in (2, 4):
+        tab_to(page, f"#board li:nth-child({row}) textarea")
+        page.keyboard.type("walk on")
+    tab_to(page, "#watermark")
+    page.keyboard.press("Space")
+    tab_to(page, "#send")
+    page.keyboard.press("Enter")
+    expect(page.locator(".clips li[data-state=now]")).to_have_text(
+        re.compile("Clip 2: step . of 8"), timeout=60_000
     )
-    assert failed["error"]["code"] == "frame_invalid"
-    assert failed["error"]["message"].startswith("A picture is not a usable JPEG, PNG or WebP.")
+    assert 0 < page.locator("progress").first.evaluate("bar => bar.value") < 100
+    newest = page.locator(".film").first
+    expect(newest.locator(".words")).to_contain_text("Ready: 10 s, 320 x 180", timeout=60_000)
+    expect(page.locator("#news")).to_have_text(re.compile(r"Film \d is ready"))
+    expect(newest.locator(".sheet img")).to_have_count(6, timeout=60_000)
+    video = newest.locator("video")
+    tab_to(page, "video")
+    page.keyboard.press("Space")
+    video.evaluate(PLAYS)
+    assert video.evaluate("video => video.videoWidth") == 320
+    film = video.evaluate("video => video.src")
+    part = studio.get(film.removeprefix(studio.url), Range="bytes=4-7")
+    assert (part.status_code, part.content) == (206, b"ftyp")
+
+
+DROP = """files => {
+    const transfer = new DataTransfer();
+    for (const [name, bytes] of files)
+        transfer.items.add(new File([new Uint8Array(bytes)], name));
+    const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
+    document.getElementById("drop").dispatchEvent(new DragEvent("drop", options));
+}"""
+
+
+def test_what_is_wrong_with_a_dropped_file_is_said_in_words(page: Page) -> None:
+    good, other, _ = PICTURES.values()
+    dropped = {"good.png": good, "notes.txt": b"no picture", "broken.png": other[:200]}
+    page.evaluate(DROP, [[name, list(content)] for name, content in dropped.items()])
+    refused = "notes.txt: This is no JPEG, PNG or WebP picture."
+    expect(page.get_by_role("alert")).to_have_text(refused)
+    expect(page.locator("#board .name")).to_have_text(["1. good.png", "2. broken.png"])
+    page.get_by_label("Prompt from picture 1 to 2").fill("walk on")
+    page.keyboard.press("Control+Enter")
+    failed = page.locator(".film[data-state=failed] .error")
+    sentence = "A picture is not a usable JPEG, PNG or WebP."
+    expect(failed).to_contain_text(sentence, timeout=60_000)
+    expect(failed.locator("code")).to_have_text("frame_invalid")
+    expect(page.locator("#news")).to_contain_text(sentence)
 
 
 def test_a_worker_that_is_down_or_takes_no_job_is_told_in_words() -> None:

@@ -1,7 +1,7 @@
 "use strict";
 
 const FEWEST = 2, MOST = 6, LARGEST = 64 * 1024 * 1024, EVERY_MS = 700;
-const STATES = {queued: "waiting", claimed: "in work", completed: "ready", failed: "failed", cancelled: "cancelled"};
+const STATES = {queued: "waiting", claimed: "in progress", completed: "ready", failed: "failed", cancelled: "cancelled"};
 const byId = (id) => document.getElementById(id);
 const copyOf = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
@@ -271,8 +271,9 @@ function showWorker(worker) {
 
 async function look() {
   try {
-    const {worker, jobs} = await ask("/api/state");
+    const {worker, renderer, jobs} = await ask("/api/state");
     showWorker(worker);
+    setText(byId("renderer"), renderer);
     byId("none").hidden = jobs.length > 0;
     jobs.reverse().forEach(showFilm);
   } catch {
