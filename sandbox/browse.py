@@ -76,7 +76,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def draw_picture(url: str, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 1010})
+    page = browser.new_page(viewport={"width": 1280, "height": 1265})
     page.goto(url)
     page.click("#samples")
     page.check("#watermark")
@@ -85,7 +85,7 @@ def draw_picture(url: str, browser: Browser) -> None:
     page.click("#send")
     second = page.locator(".clips li").nth(1)
     expect(second).to_have_text("Clip 2: step 4 of 8", timeout=LONGEST_FILM_MS)
-    page.screenshot(path=PICTURE, type="jpeg", quality=82)
+    page.screenshot(path=PICTURE, type="jpeg", quality=80)
 
 
 def main() -> None:
