@@ -2,14 +2,19 @@
 PYTHON := .venv/bin/python
 # Hundreds of short processes run the same code: it is compiled once, whatever the machine prefers.
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test lint bench chaos hostile clip-gate
+.PHONY: demo sandbox test lint bench chaos hostile clip-gate
 
 demo:
 	@.ci/setup ffmpeg
 	@$(PYTHON) -m sandbox.demo
 
-test:
+# A page to try it on, http://127.0.0.1:8765/, until Ctrl-C.
+sandbox:
 	@.ci/setup ffmpeg
+	@$(PYTHON) -m sandbox.studio
+
+test:
+	@.ci/setup ffmpeg browser
 	@$(PYTHON) -m pytest -n 4
 
 lint:

@@ -68,12 +68,12 @@ def run_demo() -> None:
     with tempfile.TemporaryDirectory(prefix="ltx-demo-") as folder, sandbox(Path(folder)) as hosted:
         stills = [f"{hosted.url}/frames/{name}" for name in STILLS]
         job = hosted.add_job(stills, PROMPTS, watermark=True, id="demo")
-        environ = worker_environ(hosted, Path(folder) / "worker")
+        environ = worker_environ(hosted, Path(folder) / "worker", "demo-worker")
         code = run_worker(environ)
         outcome = check_outcome(hosted.job(job), code)
         shutil.copyfile(hosted.blob_path(job), FILM)
     check_film(environ["VIDEO_SIZE"])
-    draw_sheet()
+    draw_sheet(FILM, len(PROMPTS), SHEET)
     tell_stages()
     tell_results(outcome)
 
@@ -93,11 +93,11 @@ def sandbox(folder: Path) -> Iterator[Hosted]:
         hosted.stop()
 
 
-def worker_environ(hosted: Hosted, state: Path) -> dict[str, str]:
+def worker_environ(hosted: Hosted, state: Path, worker: str) -> dict[str, str]:
     fixed = {
         **hosted.worker_settings(),
         "STATE_DIR": str(state),
-        "WORKER_ID": "demo-worker",
+        "WORKER_ID": worker,
         "PYTHONUNBUFFERED": "1",
     }
     if os.environ.get("COMFYUI_DIR"):
@@ -206,12 +206,12 @@ def probe(path: Path) -> list[dict[str, Any]]:
     return streams
 
 
-def draw_sheet() -> None:
+def draw_sheet(film: Path, clips: int, target: Path) -> None:
     """First, middle and last frame of each clip, a row for each clip."""
     with tempfile.TemporaryDirectory() as folder:
-        pictures = [Image.open(path) for path in extract_frames(Path(folder))]
+        pictures = [Image.open(path) for path in extract_frames(film, clips, Path(folder))]
         width, height = pictures[0].size
-        across, down = len(SHOWN), len(PROMPTS)
+        across, down = len(SHOWN), clips
         step_x, step_y = width + GAP, height + CAPTION + GAP
         sheet = Image.new("RGB", (GAP + across * step_x, GAP + down * step_y), "white")
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
@@ -222,19 +222,20 @@ def draw_sheet() -> None:
             moment = (clip * CLIP_FRAMES + [*SHOWN.values()][column]) / FPS
             caption = f"clip {clip + 1}, {[*SHOWN][column]} ({moment:.2f} s)"
             pen.text((place[0], place[1] + height + 4), caption, "#333333", font)
-    sheet.save(SHEET, optimize=True)
+    sheet.save(target, optimize=True)
 
 
-def extract_frames(folder: Path) -> list[Path]:
-    numbers = [clip * CLIP_FRAMES + n for clip in range(len(PROMPTS)) for n in SHOWN.values()]
+def extract_frames(film: Path, clips: int, folder: Path) -> list[Path]:
+    """The frames SHOWN of every clip, in order: 01.png, 02.png…"""
+    numbers = [clip * CLIP_FRAMES + n for clip in range(clips) for n in SHOWN.values()]
     chosen = "+".join(f"eq(n,{number})" for number in numbers)
     # New timestamps, without gaps: ffmpeg would fill those with copies.
     steps = f"select='{chosen}',setpts=N/{FPS}/TB,scale={CELL_WIDTH}:-2:flags=lanczos"
-    command = ["ffmpeg", "-v", "error", "-i", str(FILM), "-vf", steps, str(folder / "%02d.png")]
+    command = ["ffmpeg", "-v", "error", "-i", str(film), "-vf", steps, str(folder / "%02d.png")]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     found = sorted(folder.glob("*.png"))
     if len(found) != len(numbers):
-        raise DemoFailed(f"{len(found)} frames instead of {len(numbers)} came out of {FILM}")
+        raise DemoFailed(f"{len(found)} frames instead of {len(numbers)} came out of {film}")
     return found
 
 

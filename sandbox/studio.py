@@ -1,0 +1,410 @@
+"""The sandbox and a worker behind one local page: drop pictures, get a film; until Ctrl-C.
+
+With COMFYUI_DIR and COMFYUI_PYTHON set, that ComfyUI renders instead of the look-alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession, ClientTimeout, web
+
+from ltx_worker import FAULTS
+from sandbox.client import ROOT, Hosted
+from sandbox.demo import (
+    FRAMES,
+    PROMPTS,
+    SHOWN,
+    STILLS,
+    DemoFailed,
+    extract_frames,
+    sandbox,
+    stopping,
+    worker_environ,
+)
+from sandbox.hosted import LARGEST_FRAME
+
+PAGE = ROOT / "sandbox" / "page"
+PORT = 8765
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FEWEST, MOST = 2, 6
+LONGEST_PROMPT = 2000
+MOST_JOBS_SHOWN = 30
+# The worker beats every half second here: this long a silence is no hiccup.
+PACE = {"HEARTBEAT_INTERVAL_S": "0.5", "POLL_INTERVAL_S": "1"}
+SILENT_S = 10.0
+EVENTS_S = 20.0
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+LOOKALIKE = (
+    "Films are made by the look-alike, which only dissolves one picture into the next. Set"
+    " COMFYUI_DIR and COMFYUI_PYTHON to render with your ComfyUI."
+)
+RENDERER = "" if os.environ.get("COMFYUI_DIR") else LOOKALIKE
+STAGES = {
+    "starting": "Starting",
+    "checking": "Checking the pictures",
+    "downloading": "Fetching the pictures",
+    "booting": "Starting the renderer for clip {clip} of {clips}",
+    "loading": "Loading the models for clip {clip} of {clips}",
+    "rendering": "Rendering clip {clip} of {clips}, step {step} of {steps}",
+    "decoding": "Decoding clip {clip} of {clips}",
+    "encoding": "Encoding the last clip",
+    "joining": "Joining the clips",
+    "uploading": "Uploading the film",
+    "reporting": "Reporting the film",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refused(Exception):
+    """What is wrong with a request, in one sentence for people."""
+
+    def __init__(self, sentence: str, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Studio:
+    """What the page shows, and what it may do: add pictures and jobs, cancel jobs, nothing else."""
+
+    def __init__(self, hosted: Hosted, worker: subprocess.Popen[bytes], folder: Path) -> None:
+        self._hosted, self._worker, self._folder = hosted, worker, folder
+        self._pictures: set[str] = set()
+        self._beat: dict[str, Any] = {}
+        self._beat_at = time.monotonic()
+        self._progress: dict[str, dict[str, Any]] = {}
+        self._stills: dict[str, asyncio.Task[int]] = {}
+        # One at a time: the renderer needs the processor more.
+        self._drawing = asyncio.Lock()
+
+    def app(self, port: int) -> web.Application:
+        app = web.Application(middlewares=[only_from_here(port)], client_max_size=LARGEST_FRAME)
+        for path, name in (("/", "index.html"), ("/style.css",) * 2, ("/page.js",) * 2):
+            app.router.add_get(path, partial(send_file, PAGE / name.lstrip("/")))
+        for name in STILLS:
+            app.router.add_get(f"/samples/{name}", partial(send_file, FRAMES / name))
+        app.router.add_get("/api/samples", show_samples)
+        app.router.add_get("/api/state", self._show_state)
+        app.router.add_post("/api/pictures", self._add_picture)
+        app.router.add_post("/api/jobs", self._add_job)
+        app.router.add_post("/api/jobs/{job}/cancel", self._cancel_job)
+        app.router.add_get("/films/{job}.mp4", self._send_film)
+        app.router.add_get("/films/{job}/{number:\\d+}.png", self._send_still)
+        app.cleanup_ctx.append(self._listening)
+        app.on_response_prepare.append(add_headers)
+        return app
+
+    async def _listening(self, _app: web.Application) -> AsyncIterator[None]:
+        timeout = ClientTimeout(total=EVENTS_S + 10)
+        async with ClientSession(f"{self._hosted.url}/control/", timeout=timeout) as self._session:
+            listener = asyncio.create_task(self._follow_worker())
+            yield
+            for task in (listener, *self._stills.values()):
+                task.cancel()
+
+    async def _follow_worker(self) -> None:
+        seq = 0
+        while True:
+            query = {"kind": "heartbeat", "after": seq, "timeout": EVENTS_S}
+            for event in (await self._ask("GET", "events", params=query))["events"]:
+                seq, self._beat, self._beat_at = event["seq"], event["data"], time.monotonic()
+                if event["job"]:
+                    self._progress[event["job"]] = event["data"]["progress"]
+
+    async def _ask(self, method: str, path: str, **kw: Any) -> Any:
+        async with self._session.request(method, path, **kw) as answer:
+            answer.raise_for_status()
+            return await answer.json()
+
+    # What there is to see
+
+    async def _show_state(self, _request: web.Request) -> web.Response:
+        jobs = (await self._ask("GET", "jobs"))["jobs"]
+        waiting = [job["id"] for job in jobs if job["state"] == "queued"]
+        shown = [
+            {"title": f"Film {number}", **self._describe(job, waiting)}
+            for number, job in enumerate(jobs, 1)
+        ]
+        worker = describe_worker(self._worker.poll(), time.monotonic() - self._beat_at, self._beat)
+        newest = shown[: -MOST_JOBS_SHOWN - 1 : -1]
+        return web.json_response({"worker": worker, "renderer": RENDERER, "jobs": newest})
+
+    def _describe(self, job: dict[str, Any], waiting: list[str]) -> dict[str, Any]:
+        stage, outcome = job["stageData"], job["outcome"] or {}
+        shown = {
+            "id": job["id"],
+            "state": job["state"],
+            "prompts": stage["clipPrompts"],
+            "watermark": stage["watermark"],
+        }
+        if job["state"] == "queued":
+            ahead = waiting.index(job["id"])
+            return shown | {"words": f"Waiting, {ahead} before it" if ahead else "Waiting, next"}
+        if job["state"] == "claimed":
+            progress = self._progress.get(job["id"], {})
+            return shown | {"words": tell_progress(progress), "progress": progress}
+        if job["state"] == "completed":
+            return shown | {"words": tell_film(outcome), **self._film_parts(job)}
+        error = outcome.get("error", {"code": "cancelled", "message": "The job was cancelled."})
+        words = "Cancelled" if job["state"] == "cancelled" else "Failed"
+        return shown | {"words": words, "error": {k: error[k] for k in ("code", "message")}}
+
+    def _film_parts(self, job: dict[str, Any]) -> dict[str, Any]:
+        name, clips = job["id"], len(job["stageData"]["clipPrompts"])
+        if name not in self._stills:
+            self._stills[name] = asyncio.create_task(self._draw_stills(name, clips))
+        drawn = self._stills[name]
+        ready = drawn.done() and not drawn.cancelled() and not drawn.exception()
+        count = drawn.result() if ready else 0
+        stills = [f"/films/{name}/{number + 1}.png" for number in range(count)]
+        return {"film": f"/films/{name}.mp4", "stills": stills, "shown": list(SHOWN)}
+
+    async def _draw_stills(self, job: str, clips: int) -> int:
+        """The contact sheet's pictures, kept in a folder of the job; how many there are."""
+        folder = self._folder / job
+        folder.mkdir(parents=True)
+        film = await asyncio.to_thread(self._hosted.blob_path, job)
+        async with self._drawing:
+            try:
+                return len(await asyncio.to_thread(extract_frames, film, clips, folder))
+            except (DemoFailed, subprocess.SubprocessError) as error:
+                print(f"studio: no contact sheet of {job}: {error}", file=sys.stderr)
+                return 0
+
+    async def _send_film(self, request: web.Request) -> web.StreamResponse:
+        try:
+            film = await asyncio.to_thread(self._hosted.blob_path, request.match_info["job"])
+        except (LookupError, RuntimeError):
+            raise Refused("There is no such film.", 404) from None
+        return web.FileResponse(film, headers={"Content-Type": "video/mp4"})
+
+    async def _send_still(self, request: web.Request) -> web.StreamResponse:
+        job, number = request.match_info["job"], int(request.match_info["number"])
+        still = self._folder / job / f"{number:02}.png"
+        if job not in self._stills or not still.is_file():
+            raise Refused("There is no such picture.", 404)
+        return web.FileResponse(still)
+
+    # What there is to do
+
+    async def _add_picture(self, request: web.Request) -> web.Response:
+        if (request.content_length or 0) > LARGEST_FRAME:
+            raise Refused("The picture is larger than 64 MB.", 413)
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise Refused("The picture is larger than 64 MB.", 413) from None
+        kind = picture_kind(body)
+        if kind is None:
+            raise Refused("This is no JPEG, PNG or WebP picture.", 415)
+        name = f"{secrets.token_hex(12)}.{kind}"
+        headers = {"Content-Type": f"image/{kind}"}
+        await self._ask("PUT", f"frames/{name}", data=body, headers=headers)
+        self._pictures.add(name)
+        return web.json_response({"name": name}, status=201)
+
+    async def _add_job(self, request: web.Request) -> web.Response:
+        try:
+            given = await request.json()
+        except ValueError:
+            raise Refused("The job is not JSON.") from None
+        pictures, prompts, watermark = checked_job(given, self._pictures)
+        stage = {
+            "frames": [f"{self._hosted.url}/frames/{name}" for name in pictures],
+            "clipPrompts": prompts,
+            "watermark": watermark,
+        }
+        job = {"id": f"film-{secrets.token_hex(6)}", "stageData": stage}
+        return web.json_response(await self._ask("POST", "jobs", json=job), status=201)
+
+    async def _cancel_job(self, request: web.Request) -> web.Response:
+        job = request.match_info["job"]
+        if not re.fullmatch(r"film-[0-9a-f]{12}", job):
+            raise Refused("There is no such film.", 404)
+        return web.json_response(await self._ask("POST", f"jobs/{job}/cancel"))
+
+
+def only_from_here(port: int) -> Any:
+    """A web page elsewhere, or a name made to point here, can use nothing of this."""
+    hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if request.headers.get("Host") not in hosts:
+                raise Refused("This page answers to its own address only.", 403)
+            origin = request.headers.get("Origin")
+            harmless = origin is None and request.method in ("GET", "HEAD")
+            if not harmless and origin != f"http://{request.host}":
+                raise Refused("This was not sent by this page.", 403)
+            return await handler(request)
+        except Refused as refused:
+            return web.json_response({"error": str(refused)}, status=refused.status)
+
+    return guard
+
+
+async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
+
+
+async def send_file(path: Path, _request: web.Request) -> web.StreamResponse:
+    return web.FileResponse(path)
+
+
+async def show_samples(_request: web.Request) -> web.Response:
+    pictures = [f"/samples/{name}" for name in STILLS]
+    return web.json_response({"pictures": pictures, "prompts": PROMPTS})
+
+
+def picture_kind(body: bytes) -> str | None:
+    if body.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if body[:4] == b"RIFF" and body[8:12] == b"WEBP" else None
+
+
+def checked_job(given: Any, known: set[str]) -> tuple[list[str], list[str], bool]:
+    """Pictures, prompts and watermark of what the page sends, or Refused."""
+    given = given if isinstance(given, dict) else {}
+    pictures, prompts, watermark = (given.get(k) for k in ("pictures", "prompts", "watermark"))
+    if not isinstance(pictures, list) or not FEWEST <= len(pictures) <= MOST:
+        raise Refused(f"A film needs {FEWEST} to {MOST} pictures.")
+    if not all(isinstance(name, str) and name in known for name in pictures):
+        raise Refused("A picture is not here; add it again.")
+    if not isinstance(prompts, list) or len(prompts) != len(pictures) - 1:
+        raise Refused("A film needs a prompt between each two pictures.")
+    if not all(isinstance(text, str) and text.strip() for text in prompts):
+        raise Refused("A prompt is empty.")
+    if any(len(text) > LONGEST_PROMPT for text in prompts):
+        raise Refused(f"A prompt is longer than {LONGEST_PROMPT} letters.")
+    if not isinstance(watermark, bool):
+        raise Refused("The watermark is either true or false.")
+    return pictures, [text.strip() for text in prompts], watermark
+
+
+def describe_worker(code: int | None, silent_s: float, beat: Mapping[str, Any]) -> dict[str, str]:
+    """The worker's state in one word and in words; code: how its process ended, if it did."""
+    if code is not None:
+        told = f"The worker has ended (exit code {code}). Start make sandbox again."
+        return {"state": "down", "words": told}
+    if silent_s > SILENT_S:
+        told = f"The worker has not been heard of for {silent_s:.0f} s."
+        return {"state": "down", "words": told}
+    if not beat:
+        return {"state": "starting", "words": "The worker is starting."}
+    if beat["status"] == "degraded":
+        trouble = beat["progress"]["stage"].rpartition(" ")[2]
+        why = FAULTS[trouble].sentence if trouble in FAULTS else trouble
+        told = f"The worker takes no film until this is mended: {why} ({trouble})"
+        return {"state": "degraded", "words": told}
+    calm = {"idle": "The worker is ready.", "busy": "The worker is making a film."}
+    words = calm.get(beat["status"], "The worker is stopping.")
+    return {"state": beat["status"], "words": words}
+
+
+def tell_progress(progress: Mapping[str, Any]) -> str:
+    if not progress:
+        return STAGES["starting"]
+    stage: str = progress["stage"]
+    if stage == "rendering" and progress["step"] in (0, progress["steps"]):
+        stage = "decoding" if progress["step"] else "loading"
+    return STAGES.get(stage, stage).format(**progress)
+
+
+def tell_film(outcome: Mapping[str, Any]) -> str:
+    size, megabytes = f"{outcome['width']} x {outcome['height']}", outcome["sizeBytes"] / 1e6
+    return (
+        f"Ready: {outcome['durationSec']:g} s, {size}, {outcome['fps']} frames a second,"
+        f" {megabytes:.1f} MB, made in {outcome['renderSec']:.0f} s"
+    )
+
+
+@contextlib.contextmanager
+def working(hosted: Hosted, state: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker that serves the queue and says what it does on this terminal."""
+    # What the environment says of the look-alike's pace and of the size wins.
+    own = {k: v for k, v in os.environ.items() if k.startswith(("LOOKALIKE_", "VIDEO_SIZE"))}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "ltx_worker.py"), "run"],
+        env={**worker_environ(hosted, state, "studio-worker"), **PACE, **own},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with stopping(process):
+        yield process
+
+
+async def serve(studio: Studio, door: socket.socket) -> None:
+    """Until a signal asks to stop."""
+    stop = asyncio.Event()
+    for number in STOPS:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    port = door.getsockname()[1]
+    runner = web.AppRunner(studio.app(port), access_log=None, shutdown_timeout=0.2)
+    await runner.setup()
+    await web.SockSite(runner, door).start()
+    print(f"Open http://127.0.0.1:{port}/ in a browser; Ctrl-C stops everything.", flush=True)
+    await stop.wait()
+    print("Stopping.", flush=True)
+    await runner.cleanup()
+
+
+def run_studio(port: int) -> None:
+    with (
+        # Bound first: a port that is taken is told before anything else has started.
+        socket.create_server(("127.0.0.1", port)) as door,
+        tempfile.TemporaryDirectory(prefix="ltx-studio-") as name,
+        sandbox(Path(name)) as hosted,
+        working(hosted, Path(name) / "worker") as worker,
+    ):
+        asyncio.run(serve(Studio(hosted, worker, Path(name) / "stills"), door))
+        catch_stops()
+
+
+def catch_stops() -> None:
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m sandbox.studio", description=__doc__)
+    parser.add_argument("--port", type=int, default=PORT, help="0 takes a free one")
+    port = parser.parse_args().port
+    catch_stops()
+    try:
+        run_studio(port)
+    except KeyboardInterrupt:
+        return 130
+    except (RuntimeError, OSError) as error:
+        print(f"studio: {error}; is port {port} taken? Choose with --port", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
