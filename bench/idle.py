@@ -67,8 +67,8 @@ class Worker:
         return self.status(name) / 1024
 
     def held(self) -> dict[str, float]:
-        files, threads = self.status("FDSize"), self.status("Threads")
-        return {"MB": self.memory(), "slots for files": files, "threads": threads}
+        files, threads = len(list((self.proc / "fd").iterdir())), self.status("Threads")
+        return {"MB": self.memory(), "open files": files, "threads": threads}
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -93,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=120.0)
     seconds = parser.parse_args(arguments).seconds
+    # The way out of a Ctrl-C, on which everything started here is taken away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{'':44}{'asked':>10}{'seen':>12}")
     show_idle(seconds)
     show_start()
