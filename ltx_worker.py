@@ -1992,6 +1992,8 @@ STILL_CHANGE = 0.001
 GRAIN_FLOOR = 8
 # No image is missed, and no still is wrong, where both images are as good as one.
 ALIKE = 0.9
+# Mean levels above black below which a colour shift alone may blacken an image.
+DARK = 16.0
 KEPT_BAD_CLIPS = 10
 # Chosen by bench/clip_gate.py on one half of its photographs. In brackets what both halves
 # measured: the good clip nearest to the limit, then the bad clip nearest to it among the kinds that
@@ -2016,7 +2018,7 @@ class Look:
     depart: float  # how much nearer the first frame is to the first image: 1 is there, -1 the other
     arrive: float  # the same of the last frame and the last image
     back: float  # how much of the first image returns late in the clip
-    light: float  # of the darkest frame, as a multiple of the darker image
+    light: float  # of the darkest frame, as a multiple of the darker image unless that is dark
     still: float  # seconds of the longest stretch in which nothing moves
     jump: float  # the greatest change between two frames, as a multiple of the clip's great ones
     grain: float  # detail in the plainest parts of the roughest frame, against the rougher image
@@ -2099,6 +2101,7 @@ def read_look(text: str) -> Look:
     tail = [frame["ssim.Y"] for frame in printed[count : 2 * count]]
     alike, near = head[-1], 1 - min(head[-1], ALIKE)
     light = [frame["signalstats.YAVG"] - 8 for frame in printed[:count]]
+    darker = min(light[0], light[-1])
     # The tenth of the picture with the least detail: noise spares no place, texture does.
     grain = [frame["signalstats.YLOW"] + GRAIN_FLOOR for frame in printed[2 * count :]]
     changes = [frame["signalstats.YDIF"] for frame in printed[2 : count - 1]]
@@ -2110,7 +2113,7 @@ def read_look(text: str) -> Look:
         depart=(head[1] - tail[1]) / near,
         arrive=(tail[-2] - head[-2]) / near,
         back=measure_return(head[1:-1], tail[1:-1]),
-        light=min(light[1:-1]) / max(1.0, min(light[0], light[-1])),
+        light=min(light[1:-1]) / darker if darker >= DARK else 1.0,
         still=measure_still(printed[:count]),
         jump=max(changes) / (sorted(changes)[len(changes) * 9 // 10] + 1),
         grain=max(grain[1:-1]) / max(grain[0], grain[-1]),

@@ -59,6 +59,7 @@ PHOTOS = (
     ("skimage", "camera.png", "Lav Varshney, CC0"),
     ("sandbox", "06-garden-door.jpg", "drawn by sandbox/draw_frames.py"),
 )
+ROOM_LEVELS = 70.0
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
@@ -306,8 +307,15 @@ def cases(per_good: int, per_bad: int) -> list[Case]:
 
 def photo(case: Case, step: int, photos: Sequence[tuple[str, str, str]]) -> Image.Image:
     own = photos[case.half :: 2]
+    if case.kind == "dim room":
+        # A night sky with the lights down is black, and no room.
+        own = [one for one in own if brightness(*one[:2]) >= ROOM_LEVELS]
     package, name, _ = own[(case.number // 2 + step) % len(own)]
     return load(package, name)
+
+
+def brightness(package: str, name: str) -> float:
+    return float(np.asarray(load(package, name).convert("L")).mean())
 
 
 def draw(case: Case, photos: Sequence[tuple[str, str, str]]) -> tuple[Pixels, Pixels, Frames]:

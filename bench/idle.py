@@ -43,11 +43,12 @@ class Worker:
             **inherited(), **LIGHT, **hosted.worker_settings(), **hosted.lookalike_settings(),
             **QUICK, "STATE_DIR": str(folder / "state"), **settings,
         }  # fmt: skip
-        command = [sys.executable, "-u", str(ROOT / "ltx_worker.py")]
+        # As the service starts it.
+        command = [sys.executable, "-u", "-m", "ltx_worker"]
         self.log = folder / "worker.log"
         self.began = time.monotonic()
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
 
     @property
     def proc(self) -> Path:

@@ -141,7 +141,8 @@ def test_the_units_command_line_starts_the_worker(
 ) -> None:
     arguments = unit["ExecStart"].replace("%h/ltx-worker", str(ROOT)).split()
     environ = {"PATH": os.environ["PATH"], "STATE_DIRECTORY": str(tmp_path)}
-    ended = subprocess.run(arguments, env=environ, capture_output=True, text=True)
+    home = unit["WorkingDirectory"].replace("%h/ltx-worker", str(ROOT))
+    ended = subprocess.run(arguments, env=environ, cwd=home, capture_output=True, text=True)
     assert ended.returncode == int(unit["RestartPreventExitStatus"])
     assert "API_URL is not set" in ended.stderr
 
