@@ -169,7 +169,8 @@ def read_run(mode: str, clips: int, hosted: Hosted, log: str, usage: Usage) -> R
     logged = read_log(log)
     encode = float(logged["encode_done"][-1][1]["ms"]) / 1000
     executions = sum(done - start for start, done in zip(at["start"], at["done"], strict=True))
-    boot = at["ready"][0] - at["boot"][0]
+    # From its first instruction, which comes before the look-alike can tell of itself.
+    boot = at["ready"][0] - logged["comfyui_booting"][0][0]
     gaps = []
     for clip, (before, after) in enumerate(pairwise(range(clips))):
         rendered, _ = logged["render_done"][clip]
