@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -168,9 +169,10 @@ class Studio:
             return shown | {"words": tell_progress(progress), "progress": progress}
         if job["state"] == "completed":
             return shown | {"words": tell_film(outcome), **self._film_parts(job)}
-        error = outcome.get("error", {"code": "cancelled", "message": "The job was cancelled."})
-        words = "Cancelled" if job["state"] == "cancelled" else "Failed"
-        return shown | {"words": words, "error": {k: error[k] for k in ("code", "message")}}
+        if job["state"] == "cancelled":
+            return shown | {"words": "The film was cancelled."}
+        error = {name: outcome["error"][name] for name in ("code", "message")}
+        return shown | {"words": "The film could not be made.", "error": error}
 
     def _film_parts(self, job: dict[str, Any]) -> dict[str, Any]:
         name, clips = job["id"], len(job["stageData"]["clipPrompts"])
@@ -401,7 +403,9 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except (RuntimeError, OSError) as error:
-        print(f"studio: {error}; is port {port} taken? Choose with --port", file=sys.stderr)
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        told = f"port {port} is taken; choose another with --port" if taken else error
+        print(f"studio: {told}", file=sys.stderr)
         return 1
     return 0
 
