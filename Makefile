@@ -15,7 +15,7 @@ sandbox:
 
 test:
 	@.ci/setup ffmpeg browser
-	@$(PYTHON) -m pytest -n 4
+	@$(PYTHON) -m pytest -n 4 --dist loadgroup
 
 lint:
 	@.ci/setup

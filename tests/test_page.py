@@ -15,6 +15,9 @@ from sandbox.browse import StudioProcess, chromium
 from sandbox.studio import describe_worker
 from tests.pictures import picture
 
+# One studio and one browser for all of these.
+pytestmark = pytest.mark.xdist_group("page")
+
 QUICK = {
     "VIDEO_SIZE": "320x180",
     "LOOKALIKE_BOOT_S": "0.1",
