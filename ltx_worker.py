@@ -1998,13 +1998,13 @@ KEPT_BAD_CLIPS = 10
 # Chosen by bench/clip_gate.py on one half of its photographs. In brackets what both halves
 # measured: the good clip nearest to the limit, then the bad clip nearest to it among the kinds that
 # this check is there for. Blur, a colour shift and crf 28 are in the good ones.
-LEAST_LIKE = 0.5  # (0.83; a wrong image 0.11)
-LEAST_NEARER = 0.4  # (0.69; a last image half ignored 0.22)
+LEAST_LIKE = 0.5  # (0.67; a wrong image 0.11)
+LEAST_NEARER = 0.4  # (0.62; a last image half ignored 0.22)
 LEAST_LIGHT = 0.35  # (0.54; three quarters black 0.18)
-MOST_JUMP = 5.0  # (1.4; a cut over 40 % of the way 13.5)
+MOST_JUMP = 5.0  # (1.6; a cut over 40 % of the way 13.5)
 MOST_GRAIN = 1.6  # (1.0; a third noise 2.1)
-MOST_BACK = 0.3  # (0.10; the first image back before the last one comes 0.55)
-MOST_STILL = 2.0  # seconds (0.83; half a clip 2.3)
+MOST_BACK = 0.3  # (0.17; the first image back before the last one comes 0.54)
+MOST_STILL = 2.0  # seconds (1.0; half a clip 2.3)
 
 
 @dataclass(frozen=True)
