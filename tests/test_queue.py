@@ -317,8 +317,11 @@ def test_an_offer_that_is_no_job_is_left_alone(service: Service, offer: Any) -> 
 
 
 def files_of(box: Box) -> set[str]:
-    """Everything on the machine near the worker but its log and the hosted side."""
-    paths = (path for path in box.folder.parent.rglob("*") if "hosted" not in path.parts)
+    """Everything on the machine near the worker but its log, the hosted side and what a ComfyUI
+    makes that was booted for a job before.
+    """
+    theirs = {"hosted", "comfyui"}
+    paths = (path for path in box.folder.parent.rglob("*") if not theirs & set(path.parts))
     return {str(path) for path in paths if path.suffix != ".log"}
 
 
