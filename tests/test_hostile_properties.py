@@ -52,7 +52,7 @@ from ltx_worker import (
 )
 
 FRUGAL = settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,
