@@ -1929,8 +1929,7 @@ class Media:
 
 def contact_sheet(clip: Path, target: Path) -> Any:
     """Twelve moments of a clip in one JPEG."""
-    video = ffmpeg.input(str(clip), protocol_whitelist="file").video
-    video = video.filter("framestep", KEPT_FRAMES // 12).filter("scale", 320, -2)
+    video = read_clip(clip).filter("framestep", KEPT_FRAMES // 12).filter("scale", 320, -2)
     return video.filter("tile", "4x3").output(str(target), f="mjpeg", vframes=1)
 
 
@@ -1946,6 +1945,11 @@ def read_picture(path: Path, demuxer: str) -> Any:
     strict = {"protocol_whitelist": "file", "err_detect": "explode", **caps}
     # One thread stops at the picture's end; more would trip over what some tools append to it.
     return ffmpeg.input(str(path), f=demuxer, noautorotate=None, threads=1, **strict)
+
+
+def read_clip(path: Path, **options: Any) -> Any:
+    """A raw clip, taken for nothing but an MP4: a playlist would have other files opened."""
+    return ffmpeg.input(str(path), f="mp4", protocol_whitelist="file", **options).video
 
 
 H264 = {
@@ -1966,8 +1970,7 @@ CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bit
 
 def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
     """The one lossy encode: 120 frames, cropped to the film's size, with the watermark."""
-    video = ffmpeg.input(str(raw), f="mp4", protocol_whitelist="file").video
-    video = video.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
+    video = read_clip(raw).filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
     video = video.filter("crop", *film, exact=1)
     if mark:
         overlay = read_picture(mark, "png_pipe").filter("format", "rgba")
@@ -2060,7 +2063,7 @@ def look_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
         stream = stream.filter("format", "rgb24").filter("normalize", smoothing=0, independence=0)
         return stream.filter("format", "gray")
 
-    clip = ffmpeg.input(str(raw), protocol_whitelist="file", err_detect="explode").video
+    clip = read_clip(raw, err_detect="explode")
     pictures = [shrink(read_picture(path, "png_pipe")).split() for path in (first, last)]
     begin, end = pictures[0][0], pictures[1][0]
     joined = ffmpeg.concat(begin, shrink(clip), end, v=1, a=0)
@@ -3053,13 +3056,10 @@ class Film:
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
             raise explain(error, clip, comfy.tail()) from error
         spent = round(time.monotonic() - started, 1)
-        before = {
-            name: value
-            for name, value in read_json(self.job.record(clip)).items()
-            if name == "refused"
-        }
-        told = {**before, "seed": seed, "renderSec": spent, "attempts": attempt}
-        keep_json(self.job.record(clip), told)
+        record = {"seed": seed, "renderSec": spent, "attempts": attempt}
+        if refused := read_json(self.job.record(clip)).get("refused"):
+            record["refused"] = refused
+        keep_json(self.job.record(clip), record)
         keep(part, self.job.raw(clip))
 
     def _inspect(self, clip: int, attempt: int, path: Path) -> None:
@@ -3095,7 +3095,7 @@ class Film:
             if step and len(moments) == 1:
                 moments.append(time.monotonic())
                 self.studio.note("load", moments[1] - moments[0], self.job, clip=clip + 1)
-            self.progress.update("rendering", step=min(step, STEPS))
+            self.progress.update("rendering", step=step)
 
         def meanwhile() -> None:
             if self.waiting:
@@ -4232,9 +4232,10 @@ def look_at_service(patient: Patient) -> Iterator[Told]:
 
 # What the worker and its clip gate ask of ffmpeg.
 FILTERS = (
-    *("alphaextract", "blackdetect", "crop", "format", "freezedetect", "gblur", "hflip"),
-    *("metadata", "normalize", "overlay", "psnr", "scale", "scdet", "setpts", "signalstats"),
-    *("split", "ssim", "tile", "transpose", "trim", "vflip"),
+    *("alphaextract", "blend", "boxblur", "concat", "crop", "extractplanes", "format"),
+    *("framestep", "freezedetect", "hflip", "lut", "metadata", "normalize", "overlay", "scale"),
+    *("setpts", "setsar", "settb", "signalstats", "split", "ssim", "tile", "transpose", "trim"),
+    "vflip",
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
 MAX_SKEW_S = 5.0

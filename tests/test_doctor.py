@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,16 +18,22 @@ from PIL import Image
 from ltx_worker import (
     CHECKS,
     FILTERS,
+    UPRIGHT,
     Finding,
     Halt,
     Patient,
+    Placement,
     Settings,
     Shot,
     Size,
     build_workflow,
+    contact_sheet,
     examine,
+    ffmpeg_command,
     find_gaps,
     install_command,
+    look_command,
+    trim_command,
     weigh_memory,
 )
 from sandbox.client import Hosted, free_port
@@ -73,6 +80,19 @@ def without(box: Box, word: str) -> str:
 def only(found: list[Finding]) -> tuple[str, str, str]:
     [finding] = found
     return finding.status, finding.detail, finding.next
+
+
+def test_the_filters_asked_for_are_those_that_the_commands_use() -> None:
+    one, two, three = (Path(name) for name in ("/a", "/b", "/c"))
+    streams = [
+        trim_command(one, two, Size(128, 72), three, Placement(0, 0, 9, 9)),
+        look_command(one, two, three, Size(128, 96)),
+        contact_sheet(one, two),
+    ]
+    graphs = [word for stream in streams for word in ffmpeg_command(stream) if "[" in word]
+    used = {name for graph in graphs for name in re.findall(r"\](\w+)", graph)}
+    upright = {name for steps in UPRIGHT.values() for name, _ in steps}
+    assert set(FILTERS) == used | upright | {"alphaextract"}
 
 
 @pytest.mark.parametrize(
