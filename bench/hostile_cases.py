@@ -41,7 +41,7 @@ from sandbox.evil import (
     success,
     websocket,
 )
-from tests.pictures import paint, picture
+from tests.pictures import image_of, picture, png_chunk, save
 
 PAGE = b"<!doctype html><title>Sign in</title><img src=good.png>"
 GOOD = picture((320, 180), 1)
@@ -312,31 +312,16 @@ def hosts(place: Place) -> Iterator[Case]:
 # What is a picture, and what is none
 
 
-def save(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def image_of(kind: int | str, size: tuple[int, int] = (320, 180)) -> Image.Image:
-    return Image.fromarray(paint(size, kind))
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-
 def png(width: int, height: int, *chunks: bytes, pixels: bytes | None = None) -> bytes:
     """A black PNG of 8-bit grey, with more chunks before the pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     body = zeros(height * (1 + width)) if pixels is None else pixels
     return (
         b"\x89PNG\r\n\x1a\n"
         + header
         + b"".join(chunks)
-        + chunk(b"IDAT", body)
-        + chunk(b"IEND", b"")
+        + png_chunk(b"IDAT", body)
+        + png_chunk(b"IEND", b"")
     )
 
 
@@ -423,7 +408,7 @@ def no_pictures(place: Place) -> Iterator[Case]:
         "a JPEG bomb of 4225 MP": bomb,
         "a WebP that claims 16383 x 16383": webp_claiming(16383),
         "a PNG with a profile of 1 GB in 1 MB": png(
-            64, 64, chunk(b"iCCP", b"x\0\0" + zeros(1024 * MIB))
+            64, 64, png_chunk(b"iCCP", b"x\0\0" + zeros(1024 * MIB))
         ),
     }
     yield from table("no pictures", "frame_invalid", rows)
@@ -512,7 +497,7 @@ def pictures(place: Place) -> Iterator[Case]:
 
 def padded(image: Image.Image) -> bytes:
     content = save(image)
-    return content[:33] + chunk(b"zTXt", b"x\0\0" + zeros(30 * MIB)) + content[33:]
+    return content[:33] + png_chunk(b"zTXt", b"x\0\0" + zeros(30 * MIB)) + content[33:]
 
 
 def app1(content: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -28,15 +30,28 @@ def picture(
     *,
     mode: str = "RGB",
     format: str = "PNG",
-    **save: Any,
+    **options: Any,
 ) -> bytes:
     """A picture file's bytes."""
-    image = Image.fromarray(paint(size, kind)).convert(mode)
+    image = image_of(kind, size).convert(mode)
     if mode == "RGBA":
         image.putalpha(128)
+    return save(image, format, **options)
+
+
+def image_of(kind: int | str, size: tuple[int, int] = (320, 180)) -> Image.Image:
+    return Image.fromarray(paint(size, kind))
+
+
+def save(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **save)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 def likeness(one: Array, other: Array) -> float:

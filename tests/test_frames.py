@@ -33,7 +33,7 @@ from ltx_worker import (
     is_public,
 )
 from tests.conftest import SIZE, Box, a_stage
-from tests.pictures import Array, likeness, paint, picture
+from tests.pictures import Array, image_of, likeness, picture, png_chunk, save
 
 SHAPE = Size(128, 96)
 TALL = SIZE[::-1]
@@ -43,21 +43,6 @@ GOOD = picture((320, 180), 1)
 
 
 # Picture files
-
-
-def save(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def image_of(kind: int | str, size: tuple[int, int] = (320, 180)) -> Image.Image:
-    return Image.fromarray(paint(size, kind))
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 def png_of_nothing(width: int, height: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +14,13 @@ from PIL import Image
 
 from ltx_worker import Placement, Size, place_watermark
 from tests.conftest import Box
-from tests.pictures import Array, picture
+from tests.pictures import Array, picture, save
 
 SIZE = (256, 144)
 VIDEO_SIZE = "{}x{}".format(*SIZE)
 GREEN, RED, BLUE = (30, 160, 60), (220, 40, 40), (40, 60, 200)
 CLOSE = 8  # levels; what two lossy encodes and colour at half the resolution leave of a flat area
 EDGE = 6  # pixels around an edge that scaling and chroma blur
-
-
-def save(image: Image.Image, format: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format)
-    return buffer.getvalue()
 
 
 def film_of(box: Box, mark: Image.Image, size: tuple[int, int]) -> Array:
