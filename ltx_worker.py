@@ -1125,29 +1125,30 @@ class Reply(NamedTuple):
         return 200 <= self.status < 300
 
     @property
+    def is_page(self) -> bool:
+        kind = self.headers.get("content-type", "").lower()
+        return "html" in kind or self.body.lstrip().startswith(b"<")
+
+    @property
     def is_opaque(self) -> bool:
         """An edge's answer, not the API's: a page at any status, text as a success or a 404."""
-        kind = self.headers.get("content-type", "").lower()
-        if "html" in kind or self.body.lstrip().startswith(b"<"):
+        if self.is_page:
             return True
         is_text = bool(self.body.strip()) and self.json_or(NOT_JSON) is NOT_JSON
         return is_text and (self.ok or self.status == 404)
 
-    def json_or(self, default: T) -> Any | T:
-        """The body's JSON, or `default` when it is none.
+    def parse(self) -> Any:
+        """The body's JSON. Raises ValueError for none, RecursionError for too much."""
+        if sum(map(self.body.count, b',"[{')) > MAX_JSON_PARTS:
+            raise RecursionError
+        return prune(json.loads(self.body))
 
-        One that is too much to be read is `default` too, unless a job is to be told so.
-        """
+    def json_or(self, default: T) -> Any | T:
+        """The body's JSON, or `default` when it is none or too much."""
         try:
-            if sum(map(self.body.count, b',"[{')) > MAX_JSON_PARTS:
-                raise RecursionError
-            return prune(json.loads(self.body))
-        except ValueError:
+            return self.parse()
+        except (ValueError, RecursionError):
             return default
-        except RecursionError:
-            offer = OFFER.match(self.body)
-            job = offer and {"id": offer[1].decode(), "stageData": "far too much"}
-            return {"job": job} if job else default
 
     def retry_after(self) -> float | None:
         return parse_retry_after(self.headers.get("retry-after"), time.time())
@@ -1334,15 +1335,18 @@ class QueueApi:
 
     def _call(self, method: str, path: str, absent: Sequence[int] = (), **options: Any) -> Any:
         """absent: statuses, even of a page, that mean that this API does not have the call."""
+        return self._read(self._ask(method, path, **options), absent)
+
+    def _ask(self, method: str, path: str, **options: Any) -> Reply:
         url = f"{self.settings.api_url}/api/videogen/{path}"
         if self.halt is None:
-            return self._read(self.http.exchange(method, url, **options), absent)
+            return self.http.exchange(method, url, **options)
         last = self.halt.stopping
         seconds = DRAIN_CALL_S if last else CONNECT_S + READ_S
         work = functools.partial(self.http.exchange, method, url, **options)
-        return self._read(self.halt.call(work, seconds, last=last), absent)
+        return self.halt.call(work, seconds, last=last)
 
-    def _read(self, reply: Reply, absent: Sequence[int]) -> Any:
+    def _read(self, reply: Reply, absent: Sequence[int] = ()) -> Any:
         told = one_line(reply.body.decode(errors="replace"), 200)
         if (ahead := parse_retry_after(reply.headers.get("date"), time.time())) is not None:
             self.skew = ahead
@@ -1370,7 +1374,8 @@ class QueueApi:
         # An offer is read even when it is far too large, so that it can be failed.
         options: dict[str, Any] = {"limit": MAX_OFFER_BYTES}
         options["params"] = {"workerId": self.settings.worker_id}
-        answer = self._call("GET", "pending", **options)
+        reply = self._ask("GET", "pending", **options)
+        answer = read_excess(reply) or self._read(reply)
         if not isinstance(answer, dict) or "job" not in answer:
             raise Unavailable("the answer to `pending` is not {job: …}")
         return answer
@@ -1391,6 +1396,22 @@ class QueueApi:
     ) -> Any:
         body = {"workerId": self.settings.worker_id, **body}
         return self._call("PATCH", f"{job_id}/{verb}", absent, json=body)
+
+
+def read_excess(reply: Reply) -> dict[str, Any]:
+    """An offer that is too much to be read, cut down to what it takes to fail its job.
+
+    Empty for every other answer.
+    """
+    offer = OFFER.match(reply.body) if reply.ok and not reply.is_page else None
+    if offer:
+        try:
+            reply.parse()
+        except RecursionError:
+            return {"job": {"id": offer[1].decode(), "stageData": "far too much"}}
+        except ValueError:
+            pass  # cut short, which is no answer, and asked for again
+    return {}
 
 
 def upload_seconds(size: int) -> float:
@@ -2188,10 +2209,15 @@ class Comfy:
         reply = self.http.exchange("GET", f"{self.url}{path}", seconds=seconds)
         return reply.json_or(None) if reply.ok else None
 
+    def _stats(self, seconds: float = COMFY_CALL_S) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the server tells of itself and of its first device."""
+        stats = as_dict(self._get("/system_stats", seconds))
+        return as_dict(stats.get("system")), as_dict([*as_list(stats.get("devices")), None][0])
+
     def answers(self, seconds: float = COMFY_CALL_S) -> bool:
         """Whether the server at the URL is a ComfyUI, and our child if we have one."""
         try:
-            system = as_dict(as_dict(self._get("/system_stats", seconds)).get("system"))
+            system, _ = self._stats(seconds)
         except Unavailable:
             return False
         # A stranger may hold the port, so the child is known by the folder only it was given.
@@ -2200,15 +2226,13 @@ class Comfy:
 
     def describe(self) -> str:
         """The server's version and device, for people."""
-        stats = as_dict(self._get("/system_stats"))
-        device = as_dict([*as_list(stats.get("devices")), {}][0]).get("name", "no device")
-        return one_line(f"{as_dict(stats.get('system')).get('comfyui_version')} on {device}")
+        system, device = self._stats()
+        return one_line(f"{system.get('comfyui_version')} on {device.get('name', 'no device')}")
 
     def vram(self) -> Vram:
         """What the server tells of its first device; zeros when it tells nothing."""
-        stats = as_dict(self._get("/system_stats"))
-        devices = [*map(as_dict, as_list(stats.get("devices"))), {}]
-        told = (devices[0].get(name) for name in ("vram_free", "vram_total"))
+        _, device = self._stats()
+        told = (device.get(name) for name in ("vram_free", "vram_total"))
         return Vram(*(value if isinstance(value, int) else 0 for value in told))
 
     def await_ready(self, seconds: float) -> None:
