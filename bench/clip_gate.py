@@ -31,15 +31,35 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-import ltx_worker as worker
+from ltx_worker import (
+    ALIKE,
+    CLIP_FRAMES,
+    CLIP_SECONDS,
+    FPS,
+    MAX_JSON_BYTES,
+    RENDER_CRF,
+    Halt,
+    Look,
+    Media,
+    Settings,
+    Size,
+    ToolFailed,
+    center_crop,
+    ffmpeg_command,
+    judge,
+    limits,
+    look_command,
+    one_line,
+    read_look,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # height, width, RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # frame, height, width, RGB
 Random = np.random.Generator
 
-SIZE = worker.Size(192, 128)
-COUNT = worker.CLIP_FRAMES
+SIZE = Size(192, 128)
+COUNT = CLIP_FRAMES
 # Package, file, whose it is. In this order every other one is held out.
 PHOTOS = (
     ("skimage", "astronaut.png", "NASA, public domain"),
@@ -81,9 +101,9 @@ def shrunk(path: Path) -> Image.Image:
     return photo.reduce(max(1, min(photo.size) // 200))
 
 
-def window(photo: Image.Image, size: worker.Size, x: float, y: float, share: float) -> Pixels:
+def window(photo: Image.Image, size: Size, x: float, y: float, share: float) -> Pixels:
     """What a camera sees that shows `share` of the photograph, x and y (0..1) of the way across."""
-    crop = worker.center_crop(worker.Size(*photo.size), size)
+    crop = center_crop(Size(*photo.size), size)
     width, height = crop.width * share, crop.height * share
     left, top = x * (photo.width - width), y * (photo.height - height)
     box = (left, top, left + width, top + height)
@@ -99,7 +119,7 @@ class Material(NamedTuple):
 
     a: Image.Image
     b: Image.Image
-    size: worker.Size
+    size: Size
     random: Random
 
 
@@ -291,7 +311,7 @@ class Case(NamedTuple):
 @dataclass
 class Result:
     case: Case
-    look: worker.Look | None
+    look: Look | None
     failed: list[str]
     told: str
 
@@ -322,7 +342,7 @@ def draw(case: Case, photos: Sequence[tuple[str, str, str]]) -> tuple[Pixels, Pi
     """First image, last image and the clip, before it is encoded."""
     seed = [sum(case.name.encode()), case.number]
     random = np.random.default_rng(seed)
-    size = worker.Size(*SIZE[::-1]) if case.kind == "portrait" else SIZE
+    size = Size(*SIZE[::-1]) if case.kind == "portrait" else SIZE
     gap = 1 + case.number // 2 % 3
     material = Material(photo(case, 0, photos), photo(case, gap, photos), size, random)
     other = Material(photo(case, gap + 1, photos), photo(case, gap + 2, photos), size, random)
@@ -342,7 +362,7 @@ def draw(case: Case, photos: Sequence[tuple[str, str, str]]) -> tuple[Pixels, Pi
 def encode(frames: Frames, path: Path, crf: int) -> None:
     _, height, width, _ = frames.shape
     command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", str(worker.FPS), "-i", "-", "-c:v", "libx264"]
+    command += ["-s", f"{width}x{height}", "-r", str(FPS), "-i", "-", "-c:v", "libx264"]
     command += ["-preset", "veryfast", "-threads", "1", "-crf", str(crf), "-pix_fmt", "yuv420p"]
     subprocess.run([*command, str(path)], input=frames.tobytes(), check=True)
 
@@ -358,35 +378,33 @@ def damage(case: Case, path: Path) -> None:
     path.write_bytes(data)
 
 
-def inspect(media: worker.Media, raw: Path, first: Path, last: Path, size: worker.Size) -> Result:
+def inspect(media: Media, raw: Path, first: Path, last: Path, size: Size) -> Result:
     """As the worker does: the structure, then one look."""
     case = Case("", "", 0, 0)
     try:
         media.check_video(raw, COUNT, size)
-        with media.start(
-            worker.ffmpeg_command(worker.look_command(raw, first, last, size))
-        ) as child:
+        with media.start(ffmpeg_command(look_command(raw, first, last, size))) as child:
             media.finish(child)
-            text = os.pread(child.output.fileno(), worker.MAX_JSON_BYTES, 0).decode()
-        look = worker.read_look(text)
-    except worker.ToolFailed as error:
-        return Result(case, None, ["structure"], worker.one_line(error))
-    failed = worker.judge(look)
+            text = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode()
+        look = read_look(text)
+    except ToolFailed as error:
+        return Result(case, None, ["structure"], one_line(error))
+    failed = judge(look)
     return Result(case, look, [one.check for one in failed], "; ".join(map(str, failed)))
 
 
 @cache
-def media() -> worker.Media:
+def media() -> Media:
     folder = Path(tempfile.gettempdir()) / "clip-gate-state"
-    settings = worker.Settings.load({**os.environ, "STATE_DIR": str(folder)}, needed=())
-    return worker.Media(settings, worker.Halt())
+    settings = Settings.load({**os.environ, "STATE_DIR": str(folder)}, needed=())
+    return Media(settings, Halt())
 
 
 def try_case(case: Case, photos: Sequence[tuple[str, str, str]] = PHOTOS) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         raw, first, last = (Path(folder) / name for name in ("raw.mp4", "a.png", "b.png"))
         a, b, frames = draw(case, photos)
-        size = worker.Size(a.shape[1], a.shape[0])
+        size = Size(a.shape[1], a.shape[0])
         for picture, path in ((a, first), (b, last)):
             Image.fromarray(picture).save(path)
         if case.kind == "wrong size":
@@ -416,7 +434,7 @@ def print_confusion(results: Sequence[Result]) -> None:
         print(f"all {label:20} {len(found):5} {refused:7}  {share:.1f} %")
 
 
-MEASURES = tuple(worker.Look.__dataclass_fields__)[1:]
+MEASURES = tuple(Look.__dataclass_fields__)[1:]
 
 
 def spread(results: Iterable[Result], measure: str) -> str:
@@ -439,12 +457,12 @@ def print_measures(results: Sequence[Result]) -> None:
 def print_margins(results: Sequence[Result]) -> None:
     print("\nmargins: the good clip nearest to each limit")
     looks = [r.look for r in results if r.look and r.case.label == "good"]
-    least, most = worker.limits(differ=True)
+    least, most = limits(differ=True)
     for name, limit in {**least, **most}.items():
         counted = [
             look
             for look in looks
-            if look.alike < worker.ALIKE or name in worker.limits(differ=False)[name in most]
+            if look.alike < ALIKE or name in limits(differ=False)[name in most]
         ]
         values = [float(getattr(look, name)) for look in counted]
         if not values:
@@ -455,7 +473,7 @@ def print_margins(results: Sequence[Result]) -> None:
 
 def time_look(folder: Path) -> None:
     """One clip of 1920x1088, decoded and looked at, beside its five seconds."""
-    size = worker.Size(1920, 1088)
+    size = Size(1920, 1088)
     a, b = load("sandbox", "01-hall.jpg"), load("sandbox", "03-living-room.jpg")
     paths = [folder / "a.png", folder / "b.png"]
     for picture, path in zip((a, b), paths, strict=True):
@@ -469,7 +487,7 @@ def time_look(folder: Path) -> None:
     mix = "[0][1]xfade=duration=5:offset=0,noise=alls=3:allf=t"
     command = ["ffmpeg", "-v", "error", "-y", *inputs, "-filter_complex", mix, "-r", "24"]
     command += ["-frames:v", str(COUNT), "-c:v", "libx264", "-preset", "veryfast", "-crf"]
-    subprocess.run([*command, str(worker.RENDER_CRF), "-pix_fmt", "yuv420p", str(raw)], check=True)
+    subprocess.run([*command, str(RENDER_CRF), "-pix_fmt", "yuv420p", str(raw)], check=True)
     for _ in range(3):
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         inspect(media(), raw, paths[0], paths[1], size)
@@ -477,7 +495,7 @@ def time_look(folder: Path) -> None:
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         print(
             f"one look at 1920x1088 ({raw.stat().st_size >> 20} MB): {spent:.1f} s, "
-            f"{cpu:.1f} s of CPU = {100 * cpu / worker.CLIP_SECONDS:.0f} % of the clip's 5 s"
+            f"{cpu:.1f} s of CPU = {100 * cpu / CLIP_SECONDS:.0f} % of the clip's 5 s"
         )
 
 
