@@ -1192,11 +1192,15 @@ class Clock:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-class TimedAdapter(HTTPAdapter):
-    """Makes connections whose answers are timed as a whole; with `allowed`, by connect_allowed."""
+# From host, port and seconds.
+Connect = Callable[[str, int, float], socket.socket]
 
-    def __init__(self, allowed: frozenset[str] | None = None) -> None:
-        self.allowed = allowed
+
+class TimedAdapter(HTTPAdapter):
+    """Makes connections whose answers are timed as a whole; by `connect` if there is one."""
+
+    def __init__(self, connect: Connect | None = None) -> None:
+        self.connect = connect
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -1211,11 +1215,11 @@ class TimedAdapter(HTTPAdapter):
 
     def _time(self, manager: Any) -> None:
         classes = manager.pool_classes_by_scheme.items()
-        pools = {scheme: time_pool(pool, self.allowed) for scheme, pool in classes}
+        pools = {scheme: time_pool(pool, self.connect) for scheme, pool in classes}
         manager.pool_classes_by_scheme = pools
 
 
-def time_pool(pool: Any, allowed: frozenset[str] | None) -> Any:
+def time_pool(pool: Any, connect: Connect | None) -> Any:
     """A pool class whose answers carry the `clock` that hangs up on them."""
 
     class Timed(pool.ConnectionCls):  # type: ignore[misc]
@@ -1231,10 +1235,10 @@ def time_pool(pool: Any, allowed: frozenset[str] | None) -> Any:
             return answer
 
     def new_conn(self: Any) -> socket.socket:
-        assert allowed is not None
-        return connect_allowed(self.host, self.port, CONNECT_S, allowed)
+        assert connect is not None
+        return connect(self.host, self.port, CONNECT_S)
 
-    if allowed is not None:
+    if connect is not None:
         Timed._new_conn = new_conn
     return type("TimedPool", (pool,), {"ConnectionCls": Timed})
 
@@ -1254,12 +1258,12 @@ class Http:
         auth: AuthBase | None = None,
         *,
         proxies: bool = True,
-        allowed: frozenset[str] | None = None,
+        connect: Connect | None = None,
     ) -> None:
-        """allowed: the private hosts that may be connected to; None for all."""
+        """connect: makes the connection in place of the usual way."""
         self.session = PlainSession()
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, TimedAdapter(allowed))
+            self.session.mount(scheme, TimedAdapter(connect))
         self.session.auth = auth or HeaderAuth()
         self.session.trust_env = proxies
         self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
@@ -1657,7 +1661,8 @@ class FrameHost:
     def __init__(self, settings: Settings, halt: Halt) -> None:
         self.halt = halt
         # A proxy would resolve names itself and make the address check worthless.
-        self.http = Http(proxies=False, allowed=settings.frame_hosts)
+        connect = functools.partial(connect_allowed, allowed=settings.frame_hosts)
+        self.http = Http(proxies=False, connect=connect)
 
     def fetch(self, url: str, path: Path, field: str) -> None:
         """Three tries. Raises JobError frame_unavailable, or frame_invalid above 64 MB."""
@@ -2758,10 +2763,13 @@ class Progress:
         self.pace = pace
         self._lock = threading.Lock()
         self.trouble = ""
+        # Of each stage of the job, one number a clip where every clip goes through it.
+        self.seconds: dict[str, list[float]] = {}
         self.begin("")
 
     def begin(self, job_id: str) -> None:
         with self._lock:
+            self.seconds = {}
             self.job_id, self.stage = job_id, "starting"
             self.clip = self.clips = self.step = self.steps = 0
             self.percent, self.touched = 0.0, time.time()
@@ -2778,6 +2786,17 @@ class Progress:
             self._time_parts()
             done = percent_done(stage, self.clip, self.clips, self.step, self.steps)
             self.percent = max(self.percent, round(done, 1))
+
+    @contextlib.contextmanager
+    def timed(self, name: str, **fields: object) -> Iterator[None]:
+        """One log line for a finished stage, and its seconds for the job's summary."""
+        started = time.monotonic()
+        yield
+        self.note(name, time.monotonic() - started, **fields)
+
+    def note(self, name: str, seconds: float, **fields: object) -> None:
+        self.seconds.setdefault(name, []).append(seconds)
+        say(f"{name}_done", **fields, ms=round(seconds * 1000))
 
     def _time_parts(self) -> None:
         """A part that went on to the next has shown its pace; one that failed has not."""
@@ -2839,7 +2858,6 @@ class Studio:
         self.settings, self.halt, self.progress, self.seed = settings, halt, progress, seed
         self.fleet = ComfyFleet(settings, halt)
         self.media = Media(settings, halt)
-        self.seconds: dict[str, list[float]] = {}
         # A worker keeps a ComfyUI waiting for the next job; who makes one film does not.
         self.expects_more = False
 
@@ -2852,17 +2870,6 @@ class Studio:
             raise JobError("comfyui_unavailable", one_line(error)) from error
         finally:
             self.fleet.stop()
-
-    @contextlib.contextmanager
-    def stage(self, name: str, job: Job, **fields: object) -> Iterator[None]:
-        """One log line for a finished stage, and its seconds for the job's summary."""
-        started = time.monotonic()
-        yield
-        self.note(name, time.monotonic() - started, job, **fields)
-
-    def note(self, name: str, seconds: float, job: Job, **fields: object) -> None:
-        self.seconds.setdefault(name, []).append(seconds)
-        say(f"{name}_done", job=job.id, **fields, ms=round(seconds * 1000))
 
 
 Fetch = Callable[[str, Path, str], None]
@@ -2930,7 +2937,7 @@ class Film:
 
     def _download(self, fetch: Fetch) -> None:
         self.progress.update("downloading")
-        with self.studio.stage("download", self.job, frames=len(self.plan.frames)):
+        with self.progress.timed("download", job=self.job.id, frames=len(self.plan.frames)):
             for number, url in enumerate(self.plan.frames):
                 source = self.job.source(number)
                 if not source.exists():
@@ -2940,7 +2947,7 @@ class Film:
     def _cut_frames(self) -> None:
         """Checks every picture and cuts it to what will be rendered: portrait if the first is."""
         self.progress.update("checking")
-        with self.studio.stage("check", self.job):
+        with self.progress.timed("check", job=self.job.id):
             for number in range(len(self.plan.frames)):
                 source, frame = self.job.source(number), self.job.frame(number)
                 try:
@@ -3045,7 +3052,7 @@ class Film:
         part = self.job.clip(clip).with_suffix(".part")
         self.media.check_video(part, KEPT_FRAMES, self.size)
         # The encode ended while something else was waited for; its file knows when.
-        self.studio.note("encode", part.stat().st_mtime - started, self.job, clip=clip + 1)
+        self.progress.note("encode", part.stat().st_mtime - started, job=self.job.id, clip=clip + 1)
         keep(part, self.job.clip(clip))
         self.job.raw(clip).unlink()
 
@@ -3066,7 +3073,7 @@ class Film:
 
     def _attempt(self, clip: int, attempt: int) -> None:
         self.progress.update("booting", clip=clip + 1, step=0, steps=STEPS)
-        with self.studio.stage("boot", self.job, clip=clip + 1):
+        with self.progress.timed("boot", job=self.job.id, clip=clip + 1):
             comfy = self.fleet.fresh(again=attempt > 1)
         fixed, started = self.studio.seed, time.monotonic()
         seed = seed_for(self.job.id, clip, attempt)
@@ -3118,7 +3125,7 @@ class Film:
                 self.fleet.stand_by()
             if step and len(moments) == 1:
                 moments.append(time.monotonic())
-                self.studio.note("load", moments[1] - moments[0], self.job, clip=clip + 1)
+                self.progress.note("load", moments[1] - moments[0], job=self.job.id, clip=clip + 1)
             self.progress.update("rendering", step=step)
 
         def meanwhile() -> None:
@@ -3128,7 +3135,7 @@ class Film:
         self.progress.update("rendering")
         outputs = comfy.render(build_workflow(shot, self.settings), on_step, meanwhile)
         spent = time.monotonic() - moments[-1]
-        self.studio.note("render", spent, self.job, clip=clip + 1, seed=seed)
+        self.progress.note("render", spent, job=self.job.id, clip=clip + 1, seed=seed)
         return outputs
 
     def _join(self) -> None:
@@ -3136,7 +3143,7 @@ class Film:
         listing, part = self.job.folder / "clips" / "list.txt", self.job.output.with_suffix(".part")
         names = (self.job.clip(clip).name for clip in range(self.plan.clips))
         listing.write_text("".join(f"file '{name}'\n" for name in names))
-        with self.studio.stage("join", self.job):
+        with self.progress.timed("join", job=self.job.id):
             self.media.run(join_command(listing, part))
             self.media.check_video(part, KEPT_FRAMES * self.plan.clips, self.size)
         keep(part, self.job.output)
@@ -3294,15 +3301,20 @@ class Fitness:
             self.probe_due = time.monotonic() + pause
 
 
+Probe = Callable[[Path], Mapping[str, Any]]
+
+
 class Outbox:
     """Films and outcomes on their way to the hosted side, for as long as that takes.
 
+    probe: what is known of a film's video stream.
     `parked`: by job id, how often it was tried in vain and when it is due again.
     """
 
-    def __init__(self, settings: Settings, halt: Halt, api: QueueApi, studio: Studio) -> None:
-        self.halt, self.api, self.studio = halt, api, studio
-        self.progress = studio.progress
+    def __init__(
+        self, settings: Settings, halt: Halt, api: QueueApi, progress: Progress, probe: Probe
+    ) -> None:
+        self.halt, self.api, self.progress, self.probe = halt, api, progress, probe
         self.blob = Blob(settings, halt)
         self.parked: dict[str, tuple[int, float]] = {}
         self.delivered = 0
@@ -3375,7 +3387,7 @@ class Outbox:
             self.progress.update("uploading", step=round(100 * sent / size), steps=100)
 
         try:
-            with self.studio.stage("upload", job, bytes=size):
+            with self.progress.timed("upload", job=job.id, bytes=size):
                 url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
         except Verdict as verdict:
             say("upload_refused", str(verdict), logging.ERROR, job=job.id)
@@ -3386,7 +3398,7 @@ class Outbox:
     def _describe(self, job: Job, url: str) -> dict[str, object]:
         """The body of `complete`."""
         plan = parse_stage_data(job.stage_data)
-        film = self.studio.media.probe(job.output)
+        film = self.probe(job.output)
         clips = [read_json(job.record(clip)) for clip in range(plan.clips)]
         for clip in clips:
             clip.pop("refused", None)
@@ -3414,7 +3426,7 @@ class Worker:
         self.frames = FrameHost(settings, halt)
         self.studio = Studio(settings, halt, self.progress)
         self.fitness = Fitness(settings, self.studio)
-        self.outbox = Outbox(settings, halt, self.api, self.studio)
+        self.outbox = Outbox(settings, halt, self.api, self.progress, self.studio.media.probe)
         self.heartbeat = Heartbeat(settings, halt, self.progress)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
@@ -3626,7 +3638,6 @@ class Worker:
         started = time.monotonic()
         self.outcome = "complete"
         self.progress.begin(job.id)
-        self.studio.seconds.clear()
         try:
             self._make(job)
             self.fitness.note(None)
@@ -3685,7 +3696,7 @@ class Worker:
         """The job in one line: seconds by stage, for stages of a clip one number a clip."""
         stages = {
             name: ",".join(f"{seconds:.1f}" for seconds in spent)
-            for name, spent in self.studio.seconds.items()
+            for name, spent in self.progress.seconds.items()
         }
         done = {"jobId": job.id, "outcome": self.outcome, "at": format_utc(time.time())}
         self.outcomes = [*self.outcomes[-4:], done]
