@@ -22,7 +22,6 @@ Exit codes: 0 clean stop or success, 1 the work failed, 2 usage, 78 configuratio
 from __future__ import annotations
 
 import argparse
-import base64
 import concurrent.futures
 import contextlib
 import ctypes
@@ -61,7 +60,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
-from urllib.parse import quote, quote_plus, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import dotenv
 import ffmpeg
@@ -71,12 +70,30 @@ import websocket
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-VERSION = "1.0.0"
+from ltx.text import (
+    MAX_JSON_BYTES,
+    MAX_JSON_PARTS,
+    MAX_OFFER_BYTES,
+    Outage,
+    as_dict,
+    as_list,
+    format_utc,
+    is_text,
+    log,
+    one_line,
+    parse_utc,
+    prune,
+    redact,
+    say,
+    to_number,
+)
+
 T = TypeVar("T")
+
+VERSION = "1.0.0"
 Workflow = dict[str, dict[str, Any]]
 Bytes = bytes | mmap.mmap
 Test = Callable[[str], object]
-
 FPS = 24
 # LTX-2.3 wants 8n+1 frames; the 121st is the pinned last frame, on which the next clip opens.
 CLIP_FRAMES = 121
@@ -101,7 +118,6 @@ OUTPUT_CRF = 18
 # ComfyUI caches by inputs, not by node id; ids of their own keep the clips apart in logs.
 NODE_STRIDE = 1000
 SAMPLER_NODE = "SamplerCustomAdvanced"
-
 # After three jobs in a row that failed for reasons of this box, the worker takes no more until a
 # probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
 UNFIT_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
@@ -113,16 +129,12 @@ MAX_FRAMES = 6
 MAX_PROMPT_CHARS = 8_000
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_FRAME_PIXELS = 64_000_000
-MAX_JSON_BYTES, MAX_OFFER_BYTES = 4 * 2**20, 16 * 2**20
-# Far more than any message needs; a megabyte of empty lists would fill a hundred.
-JSON_DEPTH, MAX_JSON_PARTS = 32, 100_000
 FRAME_SECONDS = 120.0
 FRAME_TRIES, FRAME_REDIRECTS, MAX_ADDRESSES = 3, 3, 4
 # A picture of 64 million pixels takes seconds; one of thousands of scans takes hours.
 PICTURE_SECONDS = 60.0
 # The largest picture with 16 bits a channel: a packed text or colour profile may be larger.
 MAX_ALLOC = 8 * MAX_FRAME_PIXELS + 2**20
-
 CONNECT_S, READ_S = 10.0, 15.0
 DRAIN_CALL_S = 4.0
 BACKOFF_CAP_S = 60.0
@@ -137,7 +149,6 @@ BLOB_CALL_S = 60.0
 UPLOAD_GRACE_S, SLOWEST_UPLOAD = 60.0, 125_000
 MULTIPART_ABOVE = 100 * 10**6
 PART_BYTES = 8 * 2**20
-
 MAX_CLIP_BYTES = 2 * 2**30
 BOOT_POLL_S = 0.1
 HISTORY_POLL_S = 1.0
@@ -157,7 +168,6 @@ END_GRACE_S, UNKILLABLE_S = 3.0, 3.0
 LOG_TAIL_LINES = 40
 KEPT_LOGS = 10
 WATERMARK_WIDTH, WATERMARK_MARGIN = 0.2, 0.02
-
 NODE_PACKS = {
     "DualCLIPLoaderGGUF": "ComfyUI-GGUF",
     "LTX2_NAG": "ComfyUI-KJNodes",
@@ -169,15 +179,12 @@ MODEL_FOLDERS = {
     "clip_name1": "models/text_encoders",
     "clip_name2": "models/text_encoders",
 }
-
 SECRET_NAMES = ("VIDEOGEN_WORKER_SECRET", "BLOB_READ_WRITE_TOKEN")
 SYSTEMD_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 # Every child of a worker carries this, so that the next start knows its own leftovers.
 OWNER_MARK = "LTX_WORKER_STATE"
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
-
-log = logging.getLogger("ltx_worker")
 
 
 class Fault(NamedTuple):
@@ -206,8 +213,6 @@ FAULTS: dict[str, Fault] = {
     "cancelled": Fault(False, "The job was cancelled."),
     "shutdown": Fault(True, "The worker was stopped."),
 }
-
-
 MACHINE_FAULTS = (
     "comfyui_unavailable",
     "comfyui_missing_node",
@@ -310,13 +315,6 @@ def is_plain_url(url: str) -> bool:
         return False
 
 
-def to_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def to_size(text: str) -> Size | None:
     match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
     size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
@@ -332,8 +330,6 @@ def split_words(text: str) -> tuple[str, ...]:
 
 
 RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
-
-
 RUN_NEEDS = ("API_URL", *SECRET_NAMES, *RENDER_NEEDS, "WATERMARK_PATH")
 
 
@@ -480,42 +476,6 @@ class Settings:
         return tuple(value for value in (self.secret, self.blob_token) if value)
 
 
-class Redactor:
-    """Blots secrets out of foreign text: plain, escaped, URL-encoded or in base64."""
-
-    def __init__(self) -> None:
-        self.secrets: re.Pattern[str] | None = None
-
-    def hide(self, secrets: Iterable[str]) -> None:
-        forms = set[str]()
-        for secret in secrets:
-            forms |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
-            forms |= {quote(secret, safe=safe) for safe in ("", "/", "!'()*~")}
-            forms.add(quote_plus(secret))
-            for encode in (base64.b64encode, base64.urlsafe_b64encode):
-                forms.add(encode(secret.encode()).decode().rstrip("="))
-        longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
-        self.secrets = re.compile("|".join(longest_first), re.IGNORECASE) if forms else None
-
-    def __call__(self, text: str) -> str:
-        text = re.sub(r"://[^/\s]*@", "://***@", text)
-        return self.secrets.sub("***", text) if self.secrets else text
-
-
-# The one thing that all texts pass through, hence global; main() tells it the secrets.
-redact = Redactor()
-
-
-def one_line(text: object, limit: int = 300) -> str:
-    """Foreign text made safe to tell: no secrets, no control characters, at most `limit` long.
-
-    Secrets go first, since a cut could leave a part of one that nobody recognizes.
-    """
-    line = redact(str(text))
-    shown = "".join(char if char.isprintable() else " " for char in line[:limit])
-    return shown if len(line) <= limit else f"{shown}…"
-
-
 def backoff(tries: int, cap: float = BACKOFF_CAP_S, asked: float | None = None) -> float:
     """Seconds to wait after `tries` failures in a row: 1, 2, 4… up to cap, with jitter.
 
@@ -535,19 +495,6 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return email.utils.parsedate_to_datetime(value).timestamp() - now
     except (ValueError, OverflowError):
         return None
-
-
-def parse_utc(value: object) -> float | None:
-    """Seconds since 1970 from an ISO 8601 time such as 2026-11-23T08:00:00Z."""
-    try:
-        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return moment.timestamp() if moment.tzinfo else None
-
-
-def format_utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True)
@@ -600,15 +547,6 @@ def check_texts(field: str, value: object, counts: range, what: str) -> tuple[st
         wanted = counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         raise bad_job(field, f"{len(value)} of them", f"{wanted} {what}")
     return tuple(value)
-
-
-def is_text(text: str) -> bool:
-    """False for lone surrogates and NUL, which JSON can carry but no text encoder can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def render_size(size: Size) -> Size:
@@ -724,26 +662,6 @@ def video_file(prefix: str) -> dict[str, Any]:
         "pingpong": False,
         "save_output": True,
     }
-
-
-def as_dict(value: object) -> dict[str, Any]:
-    """Foreign JSON where an object is due: anything else counts as an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def prune(value: Any, depth: int = JSON_DEPTH) -> Any:
-    """Empties what nests deeper than any message has reason to, before recursion fails on it."""
-    children = value.values() if isinstance(value, dict) else as_list(value)
-    if children and not depth:
-        value.clear()
-    for child in children:
-        if isinstance(child, (dict, list)):
-            prune(child, depth - 1)
-    return value
 
 
 def missing_node(kind: str) -> JobError:
@@ -975,12 +893,6 @@ def is_at_home(address: str) -> bool:
 def shares_home(address: str, own: str) -> bool:
     ip, here = read_ip(address), read_ip(own)
     return ip in ipaddress.ip_network((here, HOME_PREFIX[here.version]), strict=False)
-
-
-def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
-    """One log line: the event, its fields, a sentence for people."""
-    told = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
-    log.log(level, "%s", " ".join(filter(None, told)))
 
 
 class Halt:
@@ -3177,24 +3089,6 @@ class Systemd:
             self.send("WATCHDOG=1")
 
 
-class Outage:
-    """Tells the first and every tenth failure in a row, and when it is over."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.tries = what, 0
-
-    def note(self, error: Exception) -> int:
-        self.tries += 1
-        if self.tries == 1 or self.tries % 10 == 0:
-            say(f"{self.what}_unavailable", one_line(error), logging.WARNING, tries=self.tries)
-        return self.tries
-
-    def over(self) -> None:
-        if self.tries:
-            say(f"{self.what}_back", tries=self.tries)
-        self.tries = 0
-
-
 class Heartbeat:
     """A thread that tells the hosted side every 15 s how we are, and hears what it wants.
 
@@ -4299,7 +4193,6 @@ MODEL_SOURCES = {
     "ltx-2.3_text_projection_bf16.safetensors": "Kijai/LTX2.3_comfy/resolve/main/text_encoders",
 }
 EDIT = f"nano {shlex.quote(str(ENV_FILE))}"
-
 # What is quick and would make every job fail, so that `run` and `render` do not start.
 GATE = (
     Check("programs", look_at_programs, fix="sudo apt install ffmpeg"),

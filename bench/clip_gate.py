@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ltx.text import MAX_JSON_BYTES, one_line
 from ltx_worker import (
     ALIKE,
     CLIP_FRAMES,
     CLIP_SECONDS,
     FPS,
-    MAX_JSON_BYTES,
     RENDER_CRF,
     Halt,
     Look,
@@ -49,7 +49,6 @@ from ltx_worker import (
     judge,
     limits,
     look_command,
-    one_line,
     read_look,
 )
 

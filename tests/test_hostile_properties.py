@@ -16,17 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
     FAULTS,
     JOB_ID,
-    JSON_DEPTH,
     Comfy,
     ComfyLost,
     Halt,
     JobError,
     Plan,
     QueueApi,
-    Redactor,
     Refused,
     Reply,
     Settings,
@@ -39,11 +38,8 @@ from ltx_worker import (
     is_at_home,
     is_plain_url,
     is_public,
-    one_line,
     parse_retry_after,
     parse_stage_data,
-    parse_utc,
-    prune,
     read_blob_error,
     read_excess,
     read_history,
