@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ltx.errors import ToolFailed
 from ltx.text import MAX_JSON_BYTES, one_line
 from ltx_worker import (
     ALIKE,
@@ -43,7 +44,6 @@ from ltx_worker import (
     Media,
     Settings,
     Size,
-    ToolFailed,
     center_crop,
     ffmpeg_command,
     judge,

@@ -25,7 +25,7 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, web
 
-from ltx_worker import FAULTS
+from ltx.errors import FAULTS
 from sandbox.client import ROOT, Hosted
 from sandbox.demo import (
     FRAMES,

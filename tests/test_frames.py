@@ -21,17 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ltx_worker import (
-    Halt,
-    Http,
-    Media,
-    Settings,
-    Size,
-    ToolFailed,
-    Unavailable,
-    exif_orientation,
-    is_public,
-)
+from ltx.errors import ToolFailed, Unavailable
+from ltx_worker import Halt, Http, Media, Settings, Size, exif_orientation, is_public
 from tests.conftest import SIZE, Box, a_stage
 from tests.pictures import Array, image_of, likeness, picture, png_chunk, save
 

@@ -16,14 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ltx.errors import FAULTS, JobError
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
-    FAULTS,
     JOB_ID,
     Comfy,
     ComfyLost,
     Halt,
-    JobError,
     Plan,
     QueueApi,
     Refused,

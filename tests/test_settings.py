@@ -17,7 +17,8 @@ from typing import Any
 import dotenv
 import pytest
 
-from ltx_worker import ConfigError, Settings
+from ltx.errors import ConfigError
+from ltx_worker import Settings
 from tests.conftest import ROOT, WORKER, Box
 
 EXAMPLE = ROOT / ".env.example"
