@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ltx.errors import ToolFailed
+from ltx.settings import Settings, Size
 from ltx.text import MAX_JSON_BYTES, one_line
 from ltx_worker import (
     ALIKE,
@@ -42,8 +43,6 @@ from ltx_worker import (
     Halt,
     Look,
     Media,
-    Settings,
-    Size,
     center_crop,
     ffmpeg_command,
     judge,

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import ffmpeg
 
+from ltx.settings import Size
 from ltx_worker import (
     CLIP_FRAMES,
     CLIP_SECONDS,
     FPS,
     RENDER_CRF,
-    Size,
     ffmpeg_command,
     join_command,
     place_watermark,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ltx.settings import Settings, Size
 from ltx_worker import (
     CHECKS,
     FILTERS,
@@ -23,9 +24,7 @@ from ltx_worker import (
     Halt,
     Patient,
     Placement,
-    Settings,
     Shot,
-    Size,
     build_workflow,
     contact_sheet,
     examine,

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from ltx.errors import ToolFailed, Unavailable
-from ltx_worker import Halt, Http, Media, Settings, Size, exif_orientation, is_public
+from ltx.settings import Settings, Size
+from ltx_worker import Halt, Http, Media, exif_orientation, is_public
 from tests.conftest import SIZE, Box, a_stage
 from tests.pictures import Array, image_of, likeness, picture, png_chunk, save
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltx.errors import FAULTS, JobError
+from ltx.settings import Settings, Size, is_plain_url
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
     JOB_ID,
@@ -27,15 +28,12 @@ from ltx_worker import (
     QueueApi,
     Refused,
     Reply,
-    Settings,
     Shot,
-    Size,
     build_workflow,
     connect_allowed,
     exif_orientation,
     find_video,
     is_at_home,
-    is_plain_url,
     is_public,
     parse_retry_after,
     parse_stage_data,

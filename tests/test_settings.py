@@ -18,7 +18,7 @@ import dotenv
 import pytest
 
 from ltx.errors import ConfigError
-from ltx_worker import Settings
+from ltx.settings import Settings
 from tests.conftest import ROOT, WORKER, Box
 
 EXAMPLE = ROOT / ".env.example"
