@@ -27,7 +27,6 @@ import contextlib
 import ctypes
 import dataclasses
 import email.utils
-import fcntl
 import functools
 import hashlib
 import http.cookiejar
@@ -80,6 +79,16 @@ from ltx.errors import (
     UsageError,
     Verdict,
     is_disk_full,
+)
+from ltx.files import (
+    file_md5,
+    hand_out,
+    keep,
+    keep_json,
+    read_json,
+    state_folder,
+    with_worker_id,
+    write_json,
 )
 from ltx.settings import ENV_FILE, RENDER_NEEDS, VERSION, Settings, Size, is_plain_url, read_environ
 from ltx.text import (
@@ -1261,11 +1270,6 @@ class Blob:
         return answer or {}
 
 
-def file_md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
 def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str]) -> socket.socket:
     """Connects to an address that was looked up once and found to be public or allowed by name.
 
@@ -2277,39 +2281,6 @@ def open_log(folder: Path, port: int) -> IO[bytes]:
         old.unlink(missing_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
     return (folder / f"comfyui-{stamp}-{port}.log").open("w+b")
-
-
-def keep(part: Path, target: Path) -> None:
-    """Makes a finished file the real one: it is there whole or not at all, whatever dies."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def keep_json(target: Path, value: object) -> None:
-    part = target.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    keep(part, target)
-
-
-def write_json(target: Path, value: object) -> None:
-    """As keep_json, for what may be lost when the machine dies."""
-    part = target.with_suffix(".part")
-    part.write_text(json.dumps(value))
-    part.replace(target)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from our own folder; empty when there is none or it cannot be read."""
-    try:
-        return as_dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
 
 
 class Job:
@@ -3419,32 +3390,6 @@ def signals(halt: Halt) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def state_folder(settings: Settings) -> Iterator[None]:
-    """The state folder, private and for one worker alone."""
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    settings.state_dir.chmod(0o700)
-    with (settings.state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            told = f"STATE_DIR={settings.state_dir}: another worker uses it; stop that one first."
-            raise ConfigError(told) from error
-        yield
-
-
-def with_worker_id(settings: Settings) -> Settings:
-    """WORKER_ID, or one made at the first start and kept."""
-    if settings.worker_id:
-        return settings
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = settings.state_dir / "worker-id"
-    if not path.exists():
-        path.with_suffix(".part").write_text(f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}")
-        keep(path.with_suffix(".part"), path)
-    return dataclasses.replace(settings, worker_id=path.read_text())
-
-
 def check_tools() -> None:
     """Raises ConfigError for programs that are missing on this machine."""
     missing = [tool for tool in ("ffmpeg", "ffprobe") if not shutil.which(tool)]
@@ -3547,14 +3492,6 @@ def keep_clips(job: Job, folder: Path) -> None:
         target.unlink(missing_ok=True)
         if job.clip(clip).exists():
             hand_out(job.clip(clip), target)
-
-
-def hand_out(made: Path, target: Path) -> None:
-    """A copy for the operator, whole or not at all."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(made, part)
-    part.chmod(0o644)
-    part.replace(target)
 
 
 def copy_frame(source: str, target: Path, field: str) -> None:
