@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
+from ltx.job import job_bytes
 from ltx.settings import Size
-from ltx_worker import job_bytes
 from sandbox.client import LIGHT, ROOT, Hosted, inherited
 from tests.pictures import likeness, paint, picture
 

@@ -32,13 +32,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ltx.errors import ToolFailed
+from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
 from ltx.text import MAX_JSON_BYTES, one_line
 from ltx_worker import (
     ALIKE,
-    CLIP_FRAMES,
-    CLIP_SECONDS,
-    FPS,
     RENDER_CRF,
     Halt,
     Look,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ltx.errors import DISK_FULL
+from ltx.job import job_bytes
 from ltx.settings import Size
-from ltx_worker import job_bytes
 from tests.conftest import SIZE, Box
 
 # What tells ffmpeg's call of this moment from its others.

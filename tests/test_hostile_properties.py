@@ -17,14 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltx.errors import FAULTS, JobError
+from ltx.job import JOB_ID, Plan, parse_stage_data
 from ltx.settings import Settings, Size, is_plain_url
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
-    JOB_ID,
     Comfy,
     ComfyLost,
     Halt,
-    Plan,
     QueueApi,
     Refused,
     Reply,
@@ -36,7 +35,6 @@ from ltx_worker import (
     is_at_home,
     is_public,
     parse_retry_after,
-    parse_stage_data,
     read_blob_error,
     read_excess,
     read_history,
