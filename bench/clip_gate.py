@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ltx.cancellation import Halt
 from ltx.errors import ToolFailed
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
@@ -38,7 +39,6 @@ from ltx.text import MAX_JSON_BYTES, one_line
 from ltx_worker import (
     ALIKE,
     RENDER_CRF,
-    Halt,
     Look,
     Media,
     center_crop,

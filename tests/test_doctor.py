@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ltx.cancellation import Halt
 from ltx.settings import Settings, Size
 from ltx_worker import (
     CHECKS,
     FILTERS,
     UPRIGHT,
     Finding,
-    Halt,
     Patient,
     Placement,
     Shot,

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from ltx.cancellation import Halt
 from ltx.errors import ToolFailed, Unavailable
 from ltx.settings import Settings, Size
-from ltx_worker import Halt, Http, Media, exif_orientation, is_public
+from ltx_worker import Http, Media, exif_orientation, is_public
 from tests.conftest import SIZE, Box, a_stage
 from tests.pictures import Array, image_of, likeness, picture, png_chunk, save
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ltx.cancellation import Halt
 from ltx.errors import FAULTS, JobError
 from ltx.job import JOB_ID, Plan, parse_stage_data
 from ltx.settings import Settings, Size, is_plain_url
@@ -23,7 +24,6 @@ from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
     Comfy,
     ComfyLost,
-    Halt,
     QueueApi,
     Refused,
     Reply,
