@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ltx.progress import Pace
 from ltx.settings import Settings
-from ltx_worker import Pace
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
 
