@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ltx.cancellation import Halt
 from ltx.errors import FAULTS, JobError
+from ltx.hosted.http import Reply, parse_retry_after
 from ltx.job import JOB_ID, Plan, parse_stage_data
 from ltx.settings import Settings, Size, is_plain_url
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
@@ -26,7 +27,6 @@ from ltx_worker import (
     ComfyLost,
     QueueApi,
     Refused,
-    Reply,
     Shot,
     build_workflow,
     connect_allowed,
@@ -34,7 +34,6 @@ from ltx_worker import (
     find_video,
     is_at_home,
     is_public,
-    parse_retry_after,
     read_blob_error,
     read_excess,
     read_history,
