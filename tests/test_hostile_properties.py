@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from ltx.cancellation import Halt
 from ltx.errors import FAULTS, JobError
 from ltx.hosted.http import Reply, parse_retry_after
+from ltx.hosted.queue_api import QueueApi, read_excess
 from ltx.job import JOB_ID, Plan, parse_stage_data
 from ltx.settings import Settings, Size, is_plain_url
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
     Comfy,
     ComfyLost,
-    QueueApi,
     Refused,
     Shot,
     build_workflow,
@@ -35,7 +35,6 @@ from ltx_worker import (
     is_at_home,
     is_public,
     read_blob_error,
-    read_excess,
     read_history,
     read_rejection,
     shares_home,
