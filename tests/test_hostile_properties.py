@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ltx.cancellation import Halt
 from ltx.errors import FAULTS, JobError
+from ltx.hosted.blob import read_blob_error
 from ltx.hosted.http import Reply, parse_retry_after
 from ltx.hosted.queue_api import QueueApi, read_excess
 from ltx.job import JOB_ID, Plan, parse_stage_data
@@ -34,7 +35,6 @@ from ltx_worker import (
     find_video,
     is_at_home,
     is_public,
-    read_blob_error,
     read_history,
     read_rejection,
     shares_home,
