@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ltx.cancellation import Halt
 from ltx.errors import FAULTS, JobError
 from ltx.hosted.blob import read_blob_error
+from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
 from ltx.hosted.http import Reply, parse_retry_after
 from ltx.hosted.queue_api import QueueApi, read_excess
 from ltx.job import JOB_ID, Plan, parse_stage_data
@@ -27,17 +28,12 @@ from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
     Comfy,
     ComfyLost,
-    Refused,
     Shot,
     build_workflow,
-    connect_allowed,
     exif_orientation,
     find_video,
-    is_at_home,
-    is_public,
     read_history,
     read_rejection,
-    shares_home,
     sniff_demuxer,
 )
 
