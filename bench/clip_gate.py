@@ -32,13 +32,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from ltx.cancellation import Halt
+from ltx.comfyui.workflow import RENDER_CRF
 from ltx.errors import ToolFailed
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
 from ltx.text import MAX_JSON_BYTES, one_line
 from ltx_worker import (
     ALIKE,
-    RENDER_CRF,
     Look,
     Media,
     center_crop,

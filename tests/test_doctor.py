@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ltx.cancellation import Halt
+from ltx.comfyui.workflow import Shot, build_workflow
 from ltx.settings import Settings, Size
 from ltx_worker import (
     CHECKS,
@@ -24,8 +25,6 @@ from ltx_worker import (
     Finding,
     Patient,
     Placement,
-    Shot,
-    build_workflow,
     contact_sheet,
     examine,
     ffmpeg_command,

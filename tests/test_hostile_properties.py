@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltx.cancellation import Halt
+from ltx.comfyui.workflow import Shot, build_workflow
 from ltx.errors import FAULTS, JobError
 from ltx.hosted.blob import read_blob_error
 from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
@@ -28,8 +29,6 @@ from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 from ltx_worker import (
     Comfy,
     ComfyLost,
-    Shot,
-    build_workflow,
     exif_orientation,
     find_video,
     read_history,
