@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ltx.cancellation import Halt
+from ltx.comfyui.answers import find_gaps
 from ltx.comfyui.workflow import Shot, build_workflow
 from ltx.settings import Settings, Size
 from ltx_worker import (
@@ -28,7 +29,6 @@ from ltx_worker import (
     contact_sheet,
     examine,
     ffmpeg_command,
-    find_gaps,
     install_command,
     look_command,
     trim_command,
