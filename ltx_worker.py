@@ -52,10 +52,10 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 import ffmpeg
-import websocket
 
 from ltx.cancellation import Halt
 from ltx.comfyui.answers import OutputFile, find_gaps, find_video, read_history, read_rejection
+from ltx.comfyui.events import COMFY_CALL_S, Listener
 from ltx.comfyui.workflow import (
     NEGATIVE_PROMPT,
     SAMPLER_NODE,
@@ -80,7 +80,7 @@ from ltx.errors import (
 from ltx.files import hand_out, keep, keep_json, read_json, state_folder, with_worker_id, write_json
 from ltx.hosted.blob import Blob
 from ltx.hosted.frames import FrameHost
-from ltx.hosted.http import Clock, Http, Reply, backoff
+from ltx.hosted.http import Http, Reply, backoff
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
 from ltx.hosted.queue_api import QueueApi
 from ltx.job import (
@@ -138,7 +138,6 @@ FREE_PAUSE_S, FREE_TRIES, FREE_LOOK_S = 1.0, 2, 1.5
 # One process holds as much after five clips as after one, unless ComfyUI's older memory manager is
 # at work: 29 GB after the first clip, 42 GB after the second.
 MEMORY_GROWTH = 1.25
-COMFY_CALL_S = 5.0
 KEPT_LOGS = 10
 WATERMARK_WIDTH, WATERMARK_MARGIN = 0.2, 0.02
 
@@ -783,71 +782,6 @@ class Comfy:
             self.child.end(END_GRACE_S)
         if self.home:
             shutil.rmtree(self.home, ignore_errors=True)
-
-
-class Ear(websocket.WebSocket):
-    """A websocket whose messages are bounded in bytes and seconds, pings between them included."""
-
-    def listen(self) -> str | bytes:
-        self.left, self.end = MAX_JSON_BYTES, time.monotonic() + COMFY_CALL_S
-        return self.recv()
-
-    def _recv(self, bufsize: int) -> Any:
-        block = super()._recv(bufsize)  # type: ignore[no-untyped-call]
-        self.left -= len(block)
-        if self.left < 0 or time.monotonic() > self.end:
-            raise websocket.WebSocketException("the message is too long")
-        return block
-
-
-class Listener:
-    """The websocket of one prompt. Losing it costs nothing but progress."""
-
-    def __init__(self, url: str, client_id: str) -> None:
-        self.url = f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
-        self.socket: Ear | None = None
-        self._connect()
-
-    def _connect(self) -> None:
-        # recv() decodes anyway; the library's own check is a Python loop over every byte.
-        ear = Ear(skip_utf8_validation=True)
-        ear.settimeout(COMFY_CALL_S)
-        options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
-        try:
-            with contextlib.closing(Clock(lambda: ear.sock, COMFY_CALL_S)):
-                ear.connect(self.url, **options)  # type: ignore[no-untyped-call]
-            self.socket = ear
-        except (websocket.WebSocketException, OSError, ValueError):
-            self.socket = None
-
-    def files(self) -> list[Any]:
-        if self.socket is None:
-            self._connect()
-        return [self.socket.sock] if self.socket else []
-
-    def read(self, prompt_id: str, sampler: str, on_step: Callable[[int], None]) -> bool:
-        """Reads one message; True when it is time to look into the history."""
-        assert self.socket
-        try:
-            message = as_dict(json.loads(self.socket.listen()))
-        except (websocket.WebSocketException, OSError):
-            self.close()
-            return True
-        except (ValueError, RecursionError):
-            return False
-        data = as_dict(message.get("data"))
-        if data.get("prompt_id") != prompt_id:
-            return False
-        step = data.get("value")
-        if message.get("type") in ("executing", "progress") and data.get("node") == sampler:
-            on_step(step if isinstance(step, int) and 0 <= step <= STEPS else 0)
-        # The history is written between execution_success and this message.
-        return message.get("type") == "executing" and data.get("node") is None
-
-    def close(self) -> None:
-        if self.socket and self.socket.sock:
-            self.socket.sock.close()
-        self.socket = None
 
 
 class ComfyFleet:
