@@ -18,17 +18,16 @@ from PIL import Image
 from ltx.cancellation import Halt
 from ltx.comfyui.answers import find_gaps
 from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
 from ltx.settings import Settings, Size
 from ltx_worker import (
     CHECKS,
     FILTERS,
-    UPRIGHT,
     Finding,
     Patient,
     Placement,
     contact_sheet,
     examine,
-    ffmpeg_command,
     install_command,
     look_command,
     trim_command,

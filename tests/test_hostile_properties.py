@@ -21,6 +21,7 @@ from ltx.comfyui.answers import find_video, read_history, read_rejection
 from ltx.comfyui.client import Comfy, ComfyLost
 from ltx.comfyui.workflow import Shot, build_workflow
 from ltx.errors import FAULTS, JobError
+from ltx.film.ffmpeg import exif_orientation, sniff_demuxer
 from ltx.hosted.blob import read_blob_error
 from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
 from ltx.hosted.http import Reply, parse_retry_after
@@ -28,7 +29,6 @@ from ltx.hosted.queue_api import QueueApi, read_excess
 from ltx.job import JOB_ID, Plan, parse_stage_data
 from ltx.settings import Settings, Size, is_plain_url
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
-from ltx_worker import exif_orientation, sniff_demuxer
 
 FRUGAL = settings(
     max_examples=60,
