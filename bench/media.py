@@ -23,10 +23,10 @@ from pathlib import Path
 import ffmpeg
 
 from ltx.comfyui.workflow import RENDER_CRF
+from ltx.film.clips import join_command, place_watermark, trim_command
 from ltx.film.ffmpeg import ffmpeg_command
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS, render_size
 from ltx.settings import Size
-from ltx_worker import join_command, place_watermark, trim_command
 from sandbox.client import ROOT
 
 SIZES = (Size(1280, 720), Size(1920, 1080))

@@ -18,6 +18,7 @@ from PIL import Image
 from ltx.cancellation import Halt
 from ltx.comfyui.answers import find_gaps
 from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.film.clips import Placement, contact_sheet, trim_command
 from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
 from ltx.settings import Settings, Size
 from ltx_worker import (
@@ -25,12 +26,9 @@ from ltx_worker import (
     FILTERS,
     Finding,
     Patient,
-    Placement,
-    contact_sheet,
     examine,
     install_command,
     look_command,
-    trim_command,
     weigh_memory,
 )
 from sandbox.client import Hosted, free_port
