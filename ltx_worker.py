@@ -48,7 +48,6 @@ from ltx.comfyui.standby import ComfyFleet
 from ltx.comfyui.workflow import NEGATIVE_PROMPT, Shot, build_workflow
 from ltx.errors import (
     DISK_FULL,
-    FAULTS,
     ConfigError,
     JobError,
     LeaseLost,
@@ -58,7 +57,7 @@ from ltx.errors import (
     Verdict,
     is_disk_full,
 )
-from ltx.files import hand_out, read_json, state_folder, with_worker_id, write_json
+from ltx.files import hand_out, state_folder, with_worker_id, write_json
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import Media, ffmpeg_command, read_picture
 from ltx.film.film import Film, Studio
@@ -79,10 +78,11 @@ from ltx.job import (
     seed_for,
 )
 from ltx.operator.console import Bar, Systemd, signals, start_logging
+from ltx.operator.status import status_command
 from ltx.process import ask, ask_gpu, free_port, read_gpu, sweep_leftovers
 from ltx.progress import Pace, Progress
 from ltx.settings import ENV_FILE, RENDER_NEEDS, VERSION, Settings, read_environ
-from ltx.text import Outage, as_dict, as_list, format_utc, log, one_line, parse_utc, redact, say
+from ltx.text import Outage, as_dict, as_list, format_utc, log, one_line, redact, say
 
 # After three jobs in a row that failed for reasons of this box, the worker takes no more until a
 # probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
@@ -593,63 +593,6 @@ def workflow_command(options: argparse.Namespace) -> int:
     shot = Shot(options.clip, *names, render_size(settings.size), options.negative)
     print(json.dumps(build_workflow(shot, settings), indent=2))
     return 0
-
-
-def status_command(options: argparse.Namespace) -> int:
-    """Tells what the running worker is doing, from its state folder."""
-    settings = Settings.load(read_environ(), needed=())
-    status = read_json(settings.state_dir / "status.json")
-    if not holds_lock(status.get("pid"), settings.state_dir):
-        status = {"lastOutcomes": as_list(status.get("lastOutcomes"))}
-    status["running"] = "pid" in status
-    stage = str(as_dict(status.get("progress")).get("stage"))
-    status["degraded"] = stage.removeprefix("degraded: ") if "degraded: " in stage else None
-    jobs = map(Job, sorted(settings.state_dir.glob("jobs/*")))
-    status["waiting"] = {job.id: describe_waiting(job) for job in jobs}
-    print(json.dumps(status, indent=1) if options.json else describe_status(status))
-    return 0
-
-
-def holds_lock(pid: object, state_dir: Path) -> bool:
-    """Whether the process is a worker of this folder, without touching the lock itself."""
-    with contextlib.suppress(OSError):
-        inode = str((state_dir / "lock").stat().st_ino)
-        # 1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF
-        locks = map(str.split, Path("/proc/locks").read_text().splitlines())
-        return any(
-            lock[4:6] and (lock[4], lock[5].split(":")[-1]) == (str(pid), inode) for lock in locks
-        )
-    return False
-
-
-def describe_waiting(job: Job) -> str:
-    """How far a job in the spool has come."""
-    if job.outcome.exists():
-        return f"to report {read_json(job.outcome).get('verb')}"
-    return "to upload its film" if job.output.exists() else "to be made"
-
-
-def describe_status(status: Mapping[str, Any]) -> str:
-    now = as_dict(status.get("progress"))
-    lines = ["No worker runs."]
-    if status["running"] and now.get("jobId"):
-        where = f"clip {now.get('clip')}/{now.get('clips')}"
-        where = f"{where}, step {now.get('step')}/{now.get('steps')}"
-        eta = f", about {now['etaSec']} s left" if now.get("etaSec") is not None else ""
-        doing = f"{now.get('stage')}, {where}, {now.get('percent')} %{eta}"
-        lines = [f"job {now['jobId']}: {doing}"]
-    elif status["running"]:
-        lines = [f"{now.get('stage')}"]
-    if fault := FAULTS.get(str(status["degraded"])):
-        lines.append(f"It takes no job until this is mended: {fault.sentence}")
-    if status["running"]:
-        beat = parse_utc(status.get("lastHeartbeatAt"))
-        ago = f" ({time.time() - beat:.0f} s ago)" if beat is not None else ""
-        lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}{ago}")
-    for done in map(as_dict, status["lastOutcomes"]):
-        lines.append(f"{done.get('at')} job {done.get('jobId')}: {done.get('outcome')}")
-    waiting = [f"{job} ({what})" for job, what in status["waiting"].items()]
-    return "\n".join([*lines, f"in the spool: {', '.join(waiting) or 'nothing'}"])
 
 
 class Finding(NamedTuple):
