@@ -22,8 +22,8 @@ from ltx.film.clip_gate import look_command
 from ltx.film.clips import Placement, contact_sheet, trim_command
 from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
 from ltx.operator.checks import CHECKS, FILTERS, Finding, Patient, install_command, weigh_memory
+from ltx.operator.doctor import examine
 from ltx.settings import Settings, Size
-from ltx_worker import examine
 from sandbox.client import Hosted, free_port
 from tests.conftest import ROOT, WORKER, Box, foreign_comfyui
 from tests.pictures import picture
