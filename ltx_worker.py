@@ -24,14 +24,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import logging
 import math
 import os
 import resource
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Halt
-from ltx.comfyui.workflow import NEGATIVE_PROMPT, Shot, build_workflow
+from ltx.comfyui.workflow import NEGATIVE_PROMPT
 from ltx.errors import (
     DISK_FULL,
     ConfigError,
@@ -50,29 +48,21 @@ from ltx.errors import (
     Verdict,
     is_disk_full,
 )
-from ltx.files import hand_out, state_folder, with_worker_id, write_json
+from ltx.files import state_folder, with_worker_id, write_json
 from ltx.film.film import Film, Studio
 from ltx.hosted.frames import FrameHost
 from ltx.hosted.http import backoff
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
 from ltx.hosted.queue_api import QueueApi
-from ltx.job import (
-    JOB_ID,
-    MAX_FRAMES,
-    Job,
-    Plan,
-    job_bytes,
-    parse_stage_data,
-    render_size,
-    seed_for,
-)
+from ltx.job import JOB_ID, MAX_FRAMES, Job, job_bytes, parse_stage_data
 from ltx.operator.checks import GATE
+from ltx.operator.commands import render_command, workflow_command
 from ltx.operator.console import Bar, Systemd, signals, start_logging
 from ltx.operator.doctor import check_box, doctor_command
 from ltx.operator.status import status_command
 from ltx.process import read_gpu, sweep_leftovers
 from ltx.progress import Pace, Progress
-from ltx.settings import RENDER_NEEDS, VERSION, Settings, read_environ
+from ltx.settings import VERSION, Settings, read_environ
 from ltx.text import Outage, as_dict, as_list, format_utc, log, one_line, say
 
 # After three jobs in a row that failed for reasons of this box, the worker takes no more until a
@@ -489,94 +479,6 @@ def run_command(options: argparse.Namespace) -> int:
             return worker.run(options.once)
         finally:
             handler.draw("")
-
-
-def render_command(options: argparse.Namespace) -> int:
-    """Frames and prompts to a film, without queue and upload."""
-    check_render(options)
-    needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
-    settings = Settings.load(read_environ(), needed)
-    handler = start_logging(settings)
-    halt, progress = Halt(), Progress(Pace(settings))
-    check_box(settings, halt, GATE)
-    with (
-        state_folder(settings),
-        signals(halt),
-        tempfile.TemporaryDirectory(prefix="render-", dir=settings.state_dir) as folder,
-    ):
-        job = Job(Path(folder) / "render")
-        job.create(None)
-        progress.begin("render")
-        halt.on_tick = Bar(progress, handler).draw
-        studio = Studio(settings, halt, progress, options.seed)
-        plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
-        try:
-            Film(studio, job, plan).make(copy_frame)
-        except JobError as error:
-            handler.draw("")
-            told = f"{error}\n{error.tail}".strip()
-            if halt.stopping:
-                told = "Stopped before the film was done; nothing was left running."
-            say("render_failed", told, logging.ERROR)
-            return 1
-        finally:
-            studio.fleet.stop()
-            handler.draw("")
-            if options.keep:
-                keep_clips(job, clips_folder(options.output))
-        hand_out(job.output, options.output)
-    print(options.output)
-    return 0
-
-
-def check_render(options: argparse.Namespace) -> None:
-    """What can be wrong with the command, before any work. Raises UsageError."""
-    if len(options.prompt) == 1:
-        options.prompt *= len(options.frames) - 1
-    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
-        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
-    if not options.output.absolute().parent.is_dir() or options.output.is_dir():
-        raise UsageError(f"{options.output}: give a file in a folder that exists")
-    clips = clips_folder(options.output)
-    for there in (options.output, *([clips] if options.keep else [])):
-        if there.exists() and not options.force:
-            raise UsageError(f"{there} exists; --force overwrites it")
-    for frame in options.frames:
-        if not Path(frame).is_file():
-            raise UsageError(f"{frame}: there is no such picture")
-
-
-def clips_folder(output: Path) -> Path:
-    """Where --keep puts the clips: film.clips beside film.mp4."""
-    return output.with_suffix(".clips")
-
-
-def keep_clips(job: Job, folder: Path) -> None:
-    """Copies the clips that were made; those of an earlier film give way."""
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o755)
-    for clip in range(MAX_FRAMES - 1):
-        target = folder / job.clip(clip).name
-        target.unlink(missing_ok=True)
-        if job.clip(clip).exists():
-            hand_out(job.clip(clip), target)
-
-
-def copy_frame(source: str, target: Path, field: str) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise JobError("frame_unavailable", f"{field}: {error}.") from error
-
-
-def workflow_command(options: argparse.Namespace) -> int:
-    """Prints the workflow that would be sent."""
-    settings = Settings.load(read_environ(), needed=())
-    seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
-    names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
-    shot = Shot(options.clip, *names, render_size(settings.size), options.negative)
-    print(json.dumps(build_workflow(shot, settings), indent=2))
-    return 0
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
