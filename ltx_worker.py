@@ -36,20 +36,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
 from ltx.errors import (
     DISK_FULL,
     ConfigError,
     JobError,
     LeaseLost,
+    Refusal,
     Unavailable,
     UsageError,
-    Verdict,
     is_disk_full,
 )
 from ltx.files import state_folder, with_worker_id, write_json
-from ltx.film.film import Film, Studio
+from ltx.film.film import Film, RenderContext
 from ltx.hosted.frames import FrameHost
 from ltx.hosted.http import backoff
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
@@ -61,13 +61,13 @@ from ltx.operator.console import Bar, Systemd, signals, start_logging
 from ltx.operator.doctor import check_box, doctor_command
 from ltx.operator.status import status_command
 from ltx.process import read_gpu, sweep_leftovers
-from ltx.progress import Pace, Progress
+from ltx.progress import Progress, StageDurations
 from ltx.settings import VERSION, Settings, read_environ
-from ltx.text import Outage, as_dict, as_list, format_utc, log, one_line, say
+from ltx.text import Outage, as_dict, as_list, format_utc, log, log_event, one_line
 
 # After three jobs in a row that failed for reasons of this box, the worker takes no more until a
 # probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
-UNFIT_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
+OPEN_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 CLAIM_TRIES = 4
 
 
@@ -78,9 +78,9 @@ class Heartbeat:
     takes, and never stops or delays the job when a call fails.
     """
 
-    def __init__(self, settings: Settings, halt: Halt, progress: Progress) -> None:
-        self.settings, self.halt, self.progress = settings, halt, progress
-        self.api = QueueApi(settings, halt=None)
+    def __init__(self, settings: Settings, cancellation: Cancellation, progress: Progress) -> None:
+        self.settings, self.cancellation, self.progress = settings, cancellation, progress
+        self.api = QueueApi(settings, cancellation=None)
         self.outage = Outage("heartbeat")
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -109,7 +109,7 @@ class Heartbeat:
         now, sent = self.progress.snapshot(), time.monotonic()
         job_id = now.pop("jobId")
         status = "degraded" if self.progress.trouble else "busy" if job_id else "idle"
-        status = "draining" if self.halt.stopping else status
+        status = "draining" if self.cancellation.stopping else status
         try:
             answer = self.api.heartbeat({"status": status, "jobId": job_id, "progress": now})
             self.outage.over()
@@ -122,28 +122,28 @@ class Heartbeat:
     def hear(self, answer: Mapping[str, Any], job_id: str | None, sent: float) -> None:
         """Honours `cancel` and `leaseUntil` for the job that this heartbeat spoke of."""
         if job_id and job_id in as_list(answer.get("cancel")):
-            self.halt.give_up(job_id, JobError("cancelled", "The hosted side cancelled it."))
+            self.cancellation.cancel(job_id, JobError("cancelled", "The hosted side cancelled it."))
         lease = self.api.lease_seconds(answer)
         if job_id and lease is not None:
-            self.halt.hold_lease(job_id, lease - (time.monotonic() - sent))
+            self.cancellation.hold_lease(job_id, lease - (time.monotonic() - sent))
 
 
-class Fitness:
+class CircuitBreaker:
     """Whether this box should take jobs: not on a full disk, nor after failures of its own."""
 
-    def __init__(self, settings: Settings, studio: Studio) -> None:
-        self.settings, self.studio, self.progress = settings, studio, studio.progress
+    def __init__(self, settings: Settings, context: RenderContext) -> None:
+        self.settings, self.context, self.progress = settings, context, context.progress
         self.failures: list[JobError] = []
         self.probe_due = 0.0
 
-    def is_unfit(self) -> bool:
+    def is_open(self) -> bool:
         """Whether this box should take no job now; says so once, and once when it is over."""
         trouble = self._find_trouble()
         if trouble and not self.progress.trouble:
-            told = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
-            say("degraded", told, logging.ERROR)
+            message = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
+            log_event("degraded", message, logging.ERROR)
         elif self.progress.trouble and not trouble:
-            say("fit_again")
+            log_event("recovered")
         self.progress.trouble = trouble.code if trouble else ""
         return bool(trouble)
 
@@ -151,13 +151,13 @@ class Fitness:
         free = shutil.disk_usage(self.settings.state_dir).free
         needed = job_bytes(self.settings.size)
         if free < needed:
-            told = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
-            return JobError("media_failed", told)
-        if len(self.failures) < UNFIT_AFTER:
+            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
+            return JobError("media_failed", message)
+        if len(self.failures) < OPEN_AFTER:
             return None
         if time.monotonic() >= self.probe_due:
             try:
-                self.studio.probe()
+                self.context.probe()
                 self.failures.clear()
                 return None
             except JobError as error:
@@ -172,7 +172,7 @@ class Fitness:
             self.failures.clear()
         elif error.machine:
             self.failures.append(error)
-            beyond = max(0, len(self.failures) - UNFIT_AFTER)
+            beyond = max(0, len(self.failures) - OPEN_AFTER)
             pause = min(PROBE_CAP, PROBE_FIRST * 2 ** min(beyond, 16)) * self.settings.poll_interval
             self.probe_due = time.monotonic() + pause
 
@@ -180,20 +180,22 @@ class Fitness:
 class Worker:
     """Polls the queue and takes each job from the claim to the delivered outcome."""
 
-    def __init__(self, settings: Settings, halt: Halt) -> None:
-        self.settings, self.halt = settings, halt
-        self.progress = Progress(Pace(settings))
-        self.api = QueueApi(settings, halt)
-        self.frames = FrameHost(settings, halt)
-        self.studio = Studio(settings, halt, self.progress)
-        self.fitness = Fitness(settings, self.studio)
-        self.outbox = Outbox(settings, halt, self.api, self.progress, self.studio.media.probe)
-        self.heartbeat = Heartbeat(settings, halt, self.progress)
+    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
+        self.settings, self.cancellation = settings, cancellation
+        self.progress = Progress(StageDurations(settings))
+        self.api = QueueApi(settings, cancellation)
+        self.frames = FrameHost(settings, cancellation)
+        self.context = RenderContext(settings, cancellation, self.progress)
+        self.breaker = CircuitBreaker(settings, self.context)
+        self.outbox = Outbox(
+            settings, cancellation, self.api, self.progress, self.context.media.probe
+        )
+        self.heartbeat = Heartbeat(settings, cancellation, self.progress)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
         self.outage, self.disk = Outage("api"), Outage("disk")
         self.idle_since = time.monotonic()
-        self.told_claim = False
+        self.claim_skip_logged = False
         self.ignored: object = None
         self.outcome = ""
         self.outcomes: list[dict[str, str]] = []
@@ -203,23 +205,23 @@ class Worker:
     def run(self, once: bool = False) -> int:
         """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
         served = False
-        self.studio.expects_more = not once
+        self.context.expects_more = not once
         try:
             self.start()
-            while not self.halt.stopping and not (once and served):
+            while not self.cancellation.stopping and not (once and served):
                 served = self.tick()
         except JobError as error:
             if error.code != "shutdown":
                 raise
         finally:
             self.stop()
-        return 0 if self.outbox.delivered or not once or self.halt.stopping else 1
+        return 0 if self.outbox.delivered or not once or self.cancellation.stopping else 1
 
     def start(self) -> None:
-        self.halt.on_tick = self._on_tick
+        self.cancellation.on_tick = self._on_tick
         sweep_leftovers(self.settings.state_dir)
         self.systemd.send("READY=1")
-        say("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
+        log_event("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
         self.heartbeat.start()
         self._tidy()
@@ -236,11 +238,11 @@ class Worker:
 
     def stop(self) -> None:
         self.systemd.send("STOPPING=1")
-        self.studio.fleet.stop()
+        self.context.processes.stop()
         if self.heartbeat.alive:
             self.heartbeat.stop()
         self._write_status()
-        say("stopped")
+        log_event("stopped")
 
     def tick(self) -> bool:
         """What waits in the spool, else one poll and its job; True when there was a job."""
@@ -249,15 +251,15 @@ class Worker:
         except OSError as error:
             # The disk, as everything else speaks through Unavailable. The spool stays as it is.
             tries = self.disk.note(error)
-            self.halt.wait(backoff(tries))
+            self.cancellation.wait(backoff(tries))
             return False
 
     def _tick(self) -> bool:
         if not self.heartbeat.alive:
             raise RuntimeError("the heartbeat thread has died")
-        if self.fitness.is_unfit():
+        if self.breaker.is_open():
             self._take_up_parked(render=False)
-            self.halt.wait(self.settings.poll_interval)
+            self.cancellation.wait(self.settings.poll_interval)
             return False
         if self._take_up_parked():
             return True
@@ -265,7 +267,7 @@ class Worker:
             answer = self.api.pending()
         except Unavailable as error:
             tries = self.outage.note(error)
-            self.halt.wait(backoff(tries, asked=error.retry_after))
+            self.cancellation.wait(backoff(tries, asked=error.retry_after))
             return False
         self.outage.over()
         job = self._claim(answer["job"]) if answer["job"] else None
@@ -299,28 +301,28 @@ class Worker:
     def _rest(self, asked: object) -> None:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
         if time.monotonic() - self.idle_since >= self.settings.comfyui_idle_stop:
-            self.studio.fleet.stop()
+            self.context.processes.stop()
         valid = isinstance(asked, (int, float)) and 0.05 <= asked <= 3600
-        self.halt.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
+        self.cancellation.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
     def _register(self) -> None:
         while True:
             try:
                 return self.api.register(read_gpu(self.settings))
-            except Verdict as verdict:
-                say("register_skipped", f"The API has no register: {one_line(verdict, 60)}.")
+            except Refusal as refusal:
+                log_event("register_skipped", f"The API has no register: {one_line(refusal, 60)}.")
                 return
             except Unavailable as error:
                 tries = self.outage.note(error)
-                self.halt.wait(backoff(tries, asked=error.retry_after))
+                self.cancellation.wait(backoff(tries, asked=error.retry_after))
 
     def _claim(self, offer: object) -> Job | None:
         """The offered job, ours from here on; None when it is somebody else's or unusable."""
         job_id = as_dict(offer).get("id")
         if not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
             if job_id != self.ignored:
-                told = "Its id is no plain name of letters, digits, - and _; it is left alone."
-                say("job_ignored", told, logging.ERROR, job=one_line(repr(job_id), 80))
+                message = "Its id is no plain name of letters, digits, - and _; it is left alone."
+                log_event("job_ignored", message, logging.ERROR, job=one_line(repr(job_id), 80))
             self.ignored = job_id
             return None
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
@@ -340,7 +342,7 @@ class Worker:
             mark = self.settings.watermark
             has_mark = mark.is_file() and mark.stat().st_size > 0
             if has_mark or not parse_stage_data(stage_data).watermark:
-                self.studio.fleet.warm()
+                self.context.processes.warm()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.
@@ -348,31 +350,33 @@ class Worker:
         Four tries, then it is parked.
         """
         for tries in range(1, CLAIM_TRIES + 1):
-            self.halt.begin(job.id)
+            self.cancellation.begin(job.id)
             try:
                 lease = self.api.lease_seconds(self.api.claim(job.id))
-                self.halt.hold_lease(job.id, math.inf if lease is None else lease)
-                say("claimed", job=job.id)
+                self.cancellation.hold_lease(job.id, math.inf if lease is None else lease)
+                log_event("claimed", job=job.id)
                 self.outbox.take(job)
                 return True
-            except Verdict as verdict:
-                if verdict.status in (405, 501):
-                    if not self.told_claim:
-                        say("claim_skipped", "The API has no claim of its own; a poll claims.")
-                    self.told_claim = True
+            except Refusal as refusal:
+                if refusal.status in (405, 501):
+                    if not self.claim_skip_logged:
+                        log_event(
+                            "claim_skipped", "The API has no claim of its own; a poll claims."
+                        )
+                    self.claim_skip_logged = True
                     self.outbox.take(job)
                     return True
-                say("not_ours", one_line(verdict), job=job.id)
+                log_event("not_ours", one_line(refusal), job=job.id)
                 self.outbox.forget(job)
                 break
             except Unavailable as error:
-                self.halt.end()
+                self.cancellation.end()
                 pause = backoff(tries, asked=error.retry_after)
-                say("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                log_event("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
                 self.outbox.park(job, tries, pause)
                 if tries < CLAIM_TRIES:
-                    self.halt.wait(pause)
-        self.halt.end()
+                    self.cancellation.wait(pause)
+        self.cancellation.end()
         return False
 
     def _take_up_parked(self, render: bool = True) -> bool:
@@ -382,7 +386,7 @@ class Worker:
         """
         ended = False
         for job_id, (_, due) in list(self.outbox.parked.items()):
-            self.halt.check()
+            self.cancellation.check()
             job = Job(self.spool / job_id)
             if time.monotonic() < due:
                 continue
@@ -401,55 +405,55 @@ class Worker:
         self.progress.begin(job.id)
         try:
             self._make(job)
-            self.fitness.note(None)
+            self.breaker.note(None)
             self.outbox.deliver(job, OUTCOME_RETRIES)
         except JobError as error:
-            self.fitness.note(error)
+            self.breaker.note(error)
             self._fail(job, error)
         except Exception as error:
             log.exception("unexpected job=%s", job.id)
             full = is_disk_full(error)
-            told = DISK_FULL if full else f"Unexpected: {one_line(repr(error))}."
-            self._fail(job, JobError("media_failed", told))
+            message = DISK_FULL if full else f"Unexpected: {one_line(repr(error))}."
+            self._fail(job, JobError("media_failed", message))
         finally:
             self._sum_up(job, time.monotonic() - started)
             self.progress.begin("")
-            self.halt.end()
+            self.cancellation.end()
             self.idle_since = time.monotonic()
 
     def _make(self, job: Job) -> None:
         seconds = self.settings.job_timeout
         late = JobError("job_timeout", f"It was not done within {seconds:g} s.")
-        with self.halt.limit("job", seconds, late):
+        with self.cancellation.deadline("job", seconds, late):
             if not job.outcome.exists() and not job.output.exists():
                 plan = parse_stage_data(job.stage_data)
-                Film(self.studio, job, plan).make(self.frames.fetch)
+                Film(self.context, job, plan).make(self.frames.fetch)
 
     def _fail(self, job: Job, error: JobError) -> None:
         """Writes a failure down and reports it, unless the job may still come to a good end."""
         # What ended the job must not end the report of it; a stop shortens it.
-        self.halt.end()
+        self.cancellation.end()
         decided = job.outcome.exists()
         has_film = job.output.exists() and (error.code == "shutdown" or error.detail == DISK_FULL)
         if decided or has_film or isinstance(error, LeaseLost):
             self.outcome = "kept"
-            say("job_kept", error.detail, job=job.id)
+            log_event("job_kept", error.detail, job=job.id)
             self.outbox.park(job, 1, self.settings.poll_interval)
-            if decided and self.halt.stopping:
+            if decided and self.cancellation.stopping:
                 self.outbox.deliver(job, retries=0)
             return
         self.outcome = error.code
         if error.code == "shutdown":
-            say("handed_back", "Stopping; somebody else may take the job.", job=job.id)
+            log_event("handed_back", "Stopping; somebody else may take the job.", job=job.id)
         else:
-            say("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
+            log_event("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
         try:
             job.conclude("fail", {"error": error.report()})
             self.outbox.deliver(job, OUTCOME_RETRIES)
         except OSError as trouble:
             # A disk so full that not even this fits: what can be told is told now.
-            say("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
-            with contextlib.suppress(Unavailable, Verdict, ConfigError):
+            log_event("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
+            with contextlib.suppress(Unavailable, Refusal, ConfigError):
                 self.api.finish(job.id, "fail", {"error": error.report()})
             self.outbox.forget(job)
 
@@ -461,19 +465,19 @@ class Worker:
         }
         done = {"jobId": job.id, "outcome": self.outcome, "at": format_utc(time.time())}
         self.outcomes = [*self.outcomes[-4:], done]
-        say("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
+        log_event("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
 
 
 def run_command(options: argparse.Namespace) -> int:
     settings = Settings.load(read_environ())
     handler = start_logging(settings)
-    halt = Halt()
-    check_box(settings, halt, GATE)
+    cancellation = Cancellation()
+    check_box(settings, cancellation, GATE)
     if not settings.watermark.is_file():
-        told = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."
-        say("watermark_missing", told, logging.WARNING)
-    with state_folder(settings), signals(halt):
-        worker = Worker(with_worker_id(settings), halt)
+        message = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."
+        log_event("watermark_missing", message, logging.WARNING)
+    with state_folder(settings), signals(cancellation):
+        worker = Worker(with_worker_id(settings), cancellation)
         worker.on_progress = Bar(worker.progress, handler).draw
         try:
             return worker.run(options.once)
@@ -496,13 +500,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     render.add_argument("--force", action="store_true", help="overwrite what is there")
     render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.mp4")
     render.set_defaults(command=render_command)
-    for name, command, told in (
+    for name, command, purpose in (
         ("doctor", doctor_command, "check this box; each FAIL says what to do"),
         ("status", status_command, "show what the running worker is doing"),
     ):
-        look = commands.add_parser(name, help=told)
-        look.add_argument("--json", action="store_true")
-        look.set_defaults(command=command)
+        report = commands.add_parser(name, help=purpose)
+        report.add_argument("--json", action="store_true")
+        report.set_defaults(command=command)
     flow = commands.add_parser("workflow", help="print the ComfyUI workflow that would be sent")
     flow.add_argument("first", metavar="FIRST")
     flow.add_argument("last", metavar="LAST")
@@ -514,7 +518,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def close_doors() -> None:
+def harden_process() -> None:
     """Lets nobody else read our files, nor our memory: not by a core file, not through /proc."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -524,7 +528,7 @@ def close_doors() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    close_doors()
+    harden_process()
     options = parse_arguments(arguments)
     try:
         return int(options.command(options))

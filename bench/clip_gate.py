@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.errors import ToolFailed
-from ltx.film.clip_gate import ALIKE, Look, judge, limits, look_command, read_look
+from ltx.film.clip_gate import ALIKE, ClipMeasures, judge, limits, measure_command, read_measures
 from ltx.film.ffmpeg import Media, center_crop, ffmpeg_command
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
@@ -298,7 +298,7 @@ class Case(NamedTuple):
 @dataclass
 class Result:
     case: Case
-    look: Look | None
+    look: ClipMeasures | None
     failed: list[str]
     told: str
 
@@ -370,10 +370,10 @@ def inspect(media: Media, raw: Path, first: Path, last: Path, size: Size) -> Res
     case = Case("", "", 0, 0)
     try:
         media.check_video(raw, COUNT, size)
-        with media.start(ffmpeg_command(look_command(raw, first, last, size))) as child:
+        with media.start(ffmpeg_command(measure_command(raw, first, last, size))) as child:
             media.finish(child)
             text = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode()
-        look = read_look(text)
+        look = read_measures(text)
     except ToolFailed as error:
         return Result(case, None, ["structure"], one_line(error))
     failed = judge(look)
@@ -384,7 +384,7 @@ def inspect(media: Media, raw: Path, first: Path, last: Path, size: Size) -> Res
 def media() -> Media:
     folder = Path(tempfile.gettempdir()) / "clip-gate-state"
     settings = Settings.load({**os.environ, "STATE_DIR": str(folder)}, needed=())
-    return Media(settings, Halt())
+    return Media(settings, Cancellation())
 
 
 def try_case(case: Case, photos: Sequence[tuple[str, str, str]] = PHOTOS) -> Result:
@@ -421,7 +421,7 @@ def print_confusion(results: Sequence[Result]) -> None:
         print(f"all {label:20} {len(found):5} {refused:7}  {share:.1f} %")
 
 
-MEASURES = tuple(Look.__dataclass_fields__)[1:]
+MEASURES = tuple(ClipMeasures.__dataclass_fields__)[1:]
 
 
 def spread(results: Iterable[Result], measure: str) -> str:

@@ -17,7 +17,7 @@ from ltx.errors import JobError, LeaseLost, Unavailable
 T = TypeVar("T")
 
 
-class Halt:
+class Cancellation:
     """Everything that can end a wait: a signal, a cancel, a time limit. Every wait waits on it.
 
     It is a socket pair and not a threading.Event, because the lock that Event.set takes may be
@@ -70,7 +70,7 @@ class Halt:
                 self._ends[why] = (moment, reason)
         self._ring()
 
-    def give_up(self, job_id: str, reason: JobError) -> None:
+    def cancel(self, job_id: str, reason: JobError) -> None:
         """Ends that job at once. Safe from any thread."""
         self._end_at(job_id, "cancel", 0.0, reason)
 
@@ -79,7 +79,7 @@ class Halt:
         self._end_at(job_id, "lease", self._clock() + seconds, LeaseLost())
 
     @contextlib.contextmanager
-    def limit(self, name: str, seconds: float, reason: JobError) -> Iterator[None]:
+    def deadline(self, name: str, seconds: float, reason: JobError) -> Iterator[None]:
         """Within this block every wait ends with `reason` when `seconds` have passed."""
         with self._lock:
             self._ends[name] = (self._clock() + seconds, reason)

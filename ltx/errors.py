@@ -84,14 +84,14 @@ class ConfigError(Exception):
 
 
 class Unavailable(Exception):
-    """The other side gave no verdict; the same call may succeed later."""
+    """The other side gave no refusal; the same call may succeed later."""
 
     def __init__(self, detail: str, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
 
 
-class Verdict(Exception):
+class Refusal(Exception):
     """The other side understood and said no."""
 
     def __init__(self, status: int, detail: str) -> None:

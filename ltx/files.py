@@ -25,7 +25,7 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def keep(part: Path, target: Path) -> None:
+def replace_durably(part: Path, target: Path) -> None:
     """Makes a finished file the real one: it is there whole or not at all, whatever dies."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -37,14 +37,14 @@ def keep(part: Path, target: Path) -> None:
         os.close(folder)
 
 
-def keep_json(target: Path, value: object) -> None:
+def write_json_durably(target: Path, value: object) -> None:
     part = target.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1))
-    keep(part, target)
+    replace_durably(part, target)
 
 
 def write_json(target: Path, value: object) -> None:
-    """As keep_json, for what may be lost when the machine dies."""
+    """As write_json_durably, for what may be lost when the machine dies."""
     part = target.with_suffix(".part")
     part.write_text(json.dumps(value))
     part.replace(target)
@@ -67,8 +67,10 @@ def state_folder(settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            told = f"STATE_DIR={settings.state_dir}: another worker uses it; stop that one first."
-            raise ConfigError(told) from error
+            message = (
+                f"STATE_DIR={settings.state_dir}: another worker uses it; stop that one first."
+            )
+            raise ConfigError(message) from error
         yield
 
 
@@ -80,7 +82,7 @@ def with_worker_id(settings: Settings) -> Settings:
     path = settings.state_dir / "worker-id"
     if not path.exists():
         path.with_suffix(".part").write_text(f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}")
-        keep(path.with_suffix(".part"), path)
+        replace_durably(path.with_suffix(".part"), path)
     return dataclasses.replace(settings, worker_id=path.read_text())
 
 

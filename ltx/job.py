@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltx.errors import JobError
-from ltx.files import keep_json, read_json
+from ltx.files import read_json, write_json_durably
 from ltx.settings import Size, is_plain_url
 from ltx.text import is_text, one_line
 
@@ -115,7 +115,7 @@ class Job:
     def create(self, stage_data: object) -> None:
         for name in ("frames", "clips"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        keep_json(self.order, {"stageData": stage_data})
+        write_json_durably(self.order, {"stageData": stage_data})
 
     @property
     def stage_data(self) -> object:
@@ -139,7 +139,7 @@ class Job:
 
     def conclude(self, verb: str, body: Mapping[str, object]) -> None:
         """Writes the outcome down, once; `verb` is complete or fail."""
-        keep_json(self.outcome, {"verb": verb, "body": body})
+        write_json_durably(self.outcome, {"verb": verb, "body": body})
 
     def remove(self) -> None:
         # The order goes first: what is left of a folder without one is nobody's job.

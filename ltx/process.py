@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.errors import ToolFailed
 from ltx.settings import Settings
-from ltx.text import say
+from ltx.text import log_event
 
 END_GRACE_S, UNKILLABLE_S = 3.0, 3.0
 LOG_TAIL_LINES = 40
@@ -70,9 +70,9 @@ class Child:
     def alive(self) -> bool:
         return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
 
-    def finish(self, halt: Halt, seconds: float = math.inf) -> int:
+    def finish(self, cancellation: Cancellation, seconds: float = math.inf) -> int:
         """Waits for the program's own end and returns its exit code; after `seconds` ends it."""
-        in_time = self.pidfd < 0 or halt.wait(seconds, self.pidfd)
+        in_time = self.pidfd < 0 or cancellation.wait(seconds, self.pidfd)
         self.end()
         if not in_time:
             raise ToolFailed(f"it takes more than {seconds:g} s to read")
@@ -142,7 +142,7 @@ def sweep_leftovers(state_dir: Path) -> None:
             pidfd = os.pidfd_open(int(entry.name))
             try:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    say("leftover_ended", pid=entry.name)
+                    log_event("leftover_ended", pid=entry.name)
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                     select.select([pidfd], [], [], END_GRACE_S)
             finally:
@@ -164,8 +164,8 @@ def ask_gpu(settings: Settings, *fields: str) -> list[str]:
     """These fields of the first GPU as nvidia-smi tells them; empty without one."""
     form = "--format=csv,noheader,nounits"
     answer = ask(settings, "nvidia-smi", f"--query-gpu={','.join(fields)}", form, seconds=5)
-    told = answer.split("\n")[0].rsplit(",", len(fields) - 1)
-    return [field.strip() for field in told] if len(told) == len(fields) else []
+    values = answer.split("\n")[0].rsplit(",", len(fields) - 1)
+    return [field.strip() for field in values] if len(values) == len(fields) else []
 
 
 def read_gpu(settings: Settings) -> dict[str, object] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ltx.files import read_json, write_json
 from ltx.settings import Settings
-from ltx.text import as_dict, as_list, format_utc, say
+from ltx.text import as_dict, as_list, format_utc, log_event
 
 
 def percent_done(stage: str, clip: int, clips: int, step: int, steps: int) -> float:
@@ -24,7 +24,7 @@ def percent_done(stage: str, clip: int, clips: int, step: int, steps: int) -> fl
     return {"joining": 94.0, "uploading": 95 + 4 * done, "reporting": 99.0}.get(stage, 0.0)
 
 
-class Pace:
+class StageDurations:
     """How long the parts of a job take on this machine with these settings; outlives a restart."""
 
     KEPT = 20
@@ -50,7 +50,7 @@ class Pace:
         return known[len(known) // 2] if known else None
 
 
-# The parts of a job whose pace is known, in their order; before them it is being prepared.
+# The parts of a job whose durations is known, in their order; before them it is being prepared.
 PARTS = ("clip", "encoding", "joining", "uploading", "reporting")
 
 
@@ -64,8 +64,8 @@ def part_of(stage: str) -> str:
 class Progress:
     """What the worker is doing: the one source of heartbeats, STATUS=, `status` and the bar."""
 
-    def __init__(self, pace: Pace) -> None:
-        self.pace = pace
+    def __init__(self, durations: StageDurations) -> None:
+        self.durations = durations
         self._lock = threading.Lock()
         self.trouble = ""
         # Of each stage of the job, one number a clip where every clip goes through it.
@@ -101,30 +101,30 @@ class Progress:
 
     def note(self, name: str, seconds: float, **fields: object) -> None:
         self.seconds.setdefault(name, []).append(seconds)
-        say(f"{name}_done", **fields, ms=round(seconds * 1000))
+        log_event(f"{name}_done", **fields, ms=round(seconds * 1000))
 
     def _time_parts(self) -> None:
-        """A part that went on to the next has shown its pace; one that failed has not."""
+        """A part that went on to the next has shown its durations; one that failed has not."""
         part, now = (part_of(self.stage), self.clip), time.monotonic()
         if part == self.part:
             return
         (before, _), (after, _) = self.part, part
         if before and after and (after != "reporting" or before == "uploading"):
-            self.pace.note(before, now - self.part_began)
+            self.durations.note(before, now - self.part_began)
         self.part, self.part_began = part, now
 
     def _seconds_left(self) -> int | None:
         """By what the parts took before; None until a clip was made on this machine."""
-        clip, part = self.pace.typical("clip"), self.part[0]
+        clip, part = self.durations.typical("clip"), self.part[0]
         if clip is None or not self.clips:
             return None
         behind = PARTS.index(part) + 1 if part else 0
-        left = sum(self.pace.typical(name) or 0.0 for name in PARTS[max(1, behind) :])
+        left = sum(self.durations.typical(name) or 0.0 for name in PARTS[max(1, behind) :])
         if part in ("", "clip"):
             left += clip * (self.clips - self.clip)
         if part:
             spent = time.monotonic() - self.part_began
-            left += max(0.0, (self.pace.typical(part) or 0.0) - spent)
+            left += max(0.0, (self.durations.typical(part) or 0.0) - spent)
         return round(left)
 
     def snapshot(self) -> dict[str, Any]:

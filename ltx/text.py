@@ -103,10 +103,12 @@ def prune(value: Any, depth: int = JSON_DEPTH) -> Any:
     return value
 
 
-def say(event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object) -> None:
+def log_event(
+    event: str, sentence: str = "", level: int = logging.INFO, /, **fields: object
+) -> None:
     """One log line: the event, its fields, a sentence for people."""
-    told = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
-    log.log(level, "%s", " ".join(filter(None, told)))
+    parts = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
+    log.log(level, "%s", " ".join(filter(None, parts)))
 
 
 class Outage:
@@ -118,10 +120,12 @@ class Outage:
     def note(self, error: Exception) -> int:
         self.tries += 1
         if self.tries == 1 or self.tries % 10 == 0:
-            say(f"{self.what}_unavailable", one_line(error), logging.WARNING, tries=self.tries)
+            log_event(
+                f"{self.what}_unavailable", one_line(error), logging.WARNING, tries=self.tries
+            )
         return self.tries
 
     def over(self) -> None:
         if self.tries:
-            say(f"{self.what}_back", tries=self.tries)
+            log_event(f"{self.what}_back", tries=self.tries)
         self.tries = 0

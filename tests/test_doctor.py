@@ -15,13 +15,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import find_gaps
-from ltx.comfyui.workflow import Shot, build_workflow
-from ltx.film.clip_gate import look_command
+from ltx.comfyui.workflow import ClipSpec, build_workflow
+from ltx.film.clip_gate import measure_command
 from ltx.film.clips import Placement, contact_sheet, trim_command
 from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
-from ltx.operator.checks import CHECKS, FILTERS, Finding, Patient, install_command, weigh_memory
+from ltx.operator.checks import (
+    CHECKS,
+    FILTERS,
+    DoctorContext,
+    Finding,
+    install_command,
+    weigh_memory,
+)
 from ltx.operator.doctor import examine
 from ltx.settings import Settings, Size
 from sandbox.client import Hosted, free_port
@@ -45,10 +52,10 @@ def box(tmp_path: Path, session_hosted: Hosted) -> Iterator[Box]:
 
 def look(box: Box, name: str, **changes: str) -> list[Finding]:
     """What one check says of the box."""
-    halt = Halt()
-    patient = Patient(Settings.load(box.environ(**changes)), halt)
-    with patient.undo:
-        return list(examine(patient, [check for check in CHECKS if check.name == name]))
+    cancellation = Cancellation()
+    context = DoctorContext(Settings.load(box.environ(**changes)), cancellation)
+    with context.undo:
+        return list(examine(context, [check for check in CHECKS if check.name == name]))
 
 
 def program(box: Box, name: str, script: str) -> str:
@@ -74,7 +81,7 @@ def test_the_filters_asked_for_are_those_that_the_commands_use() -> None:
     one, two, three = (Path(name) for name in ("/a", "/b", "/c"))
     streams = [
         trim_command(one, two, Size(128, 72), three, Placement(0, 0, 9, 9)),
-        look_command(one, two, three, Size(128, 96)),
+        measure_command(one, two, three, Size(128, 96)),
         contact_sheet(one, two),
     ]
     graphs = [word for stream in streams for word in ffmpeg_command(stream) if "[" in word]
@@ -257,8 +264,8 @@ def test_a_comfyui_that_answers_is_looked_at_and_left_as_it_was(box: Box) -> Non
 @pytest.mark.parametrize("version", VERSIONS)
 def test_each_gap_in_comfyui_is_told_with_what_closes_it(box: Box, version: str) -> None:
     settings = Settings.load(box.environ())
-    shot = Shot(0, "first.png", "last.png", "", 0, "probe", Size(256, 160))
-    workflow = build_workflow(shot, settings)
+    spec = ClipSpec(0, "first.png", "last.png", "", 0, "probe", Size(256, 160))
+    workflow = build_workflow(spec, settings)
 
     def told(**lack: set[str]) -> list[tuple[str, str]]:
         found = find_gaps(workflow, load_schemas(version, **lack))
@@ -279,10 +286,10 @@ def test_an_input_that_an_older_pack_spells_otherwise_and_a_sampler_it_lacks_are
     box: Box,
 ) -> None:
     settings = Settings.load(box.environ())
-    shot = Shot(0, "first.png", "last.png", "", 0, "probe", Size(256, 160))
+    spec = ClipSpec(0, "first.png", "last.png", "", 0, "probe", Size(256, 160))
     spoilt = json.dumps(load_schemas()).replace('"image_2"', '"image.2"')
     known = json.loads(spoilt.replace(f'"{settings.sampler}"', '"gone"'))
-    details = [gap.detail for gap in find_gaps(build_workflow(shot, settings), known)]
+    details = [gap.detail for gap in find_gaps(build_workflow(spec, settings), known)]
     assert sorted(details) == [
         f"Node KSamplerSelect knows no sampler_name {settings.sampler!r}; update ComfyUI.",
         "Node LTXVImgToVideoInplaceKJ has no input num_images.image_2; update ComfyUI-KJNodes.",

@@ -95,7 +95,7 @@ def test_three_failures_of_the_box_in_a_row_end_claiming_until_a_probe_passes(bo
     assert probe["seq"] < claim["seq"]
     box.hosted.wait("complete", job=waiting)
     assert worker.log.count(" degraded ") == 1
-    assert worker.log.count(" fit_again") == 1
+    assert worker.log.count(" recovered") == 1
     assert "CUDA driver is too old" in worker.log
     box.hosted.wait("heartbeat", after=box.hosted.now(), where=lambda event: not degraded(event))
 

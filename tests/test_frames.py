@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.errors import ToolFailed, Unavailable
 from ltx.film.ffmpeg import Media, exif_orientation
 from ltx.hosted.frames import is_public
@@ -419,7 +419,7 @@ def test_a_frame_is_invalid_when_it_is(service: Box, what: str) -> None:
 def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
     folder = tmp_path_factory.mktemp("media")
     environ = {"PATH": os.environ["PATH"], "STATE_DIR": str(folder)}
-    return Media(Settings.load(environ, needed=()), Halt())
+    return Media(Settings.load(environ, needed=()), Cancellation())
 
 
 def prepare(media: Media, folder: Path, content: bytes, shape: Size = SHAPE) -> Array:

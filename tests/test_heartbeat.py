@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ltx.progress import Pace
+from ltx.progress import StageDurations
 from ltx.settings import Settings
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
@@ -143,25 +143,25 @@ def test_the_eta_comes_from_the_clips_that_this_machine_made_before(watched: Wat
     assert etas(watched.done, 2)[-1] == 0
 
 
-def pace_of(folder: Path, size: str = "1280x720") -> Pace:
-    return Pace(Settings.load({"STATE_DIR": str(folder), "VIDEO_SIZE": size}, needed=()))
+def durations_of(folder: Path, size: str = "1280x720") -> StageDurations:
+    return StageDurations(Settings.load({"STATE_DIR": str(folder), "VIDEO_SIZE": size}, needed=()))
 
 
 def test_the_pace_outlives_a_restart_but_not_a_change_of_what_sets_it(tmp_path: Path) -> None:
     for seconds in (50.0, 40.0, 400.0):
-        pace_of(tmp_path).note("clip", seconds)
-    assert pace_of(tmp_path).typical("clip") == 50.0
-    assert pace_of(tmp_path).typical("joining") is None
-    assert pace_of(tmp_path, "1920x1080").typical("clip") is None
+        durations_of(tmp_path).note("clip", seconds)
+    assert durations_of(tmp_path).typical("clip") == 50.0
+    assert durations_of(tmp_path).typical("joining") is None
+    assert durations_of(tmp_path, "1920x1080").typical("clip") is None
 
 
 def test_a_pace_file_that_is_damaged_counts_for_nothing(tmp_path: Path) -> None:
-    pace_of(tmp_path).note("clip", 50.0)
+    durations_of(tmp_path).note("clip", 50.0)
     path = tmp_path / "pace.json"
     path.write_text(path.read_text().replace("50.0", '"soon"'))
-    assert pace_of(tmp_path).typical("clip") is None
+    assert durations_of(tmp_path).typical("clip") is None
     path.write_text("{")
-    assert pace_of(tmp_path).typical("clip") is None
+    assert durations_of(tmp_path).typical("clip") is None
 
 
 def test_progress_counts_clips_and_steps(watched: Watched) -> None:

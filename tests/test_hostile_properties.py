@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import find_video, read_history, read_rejection
 from ltx.comfyui.client import Comfy, ComfyLost
-from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import FAULTS, JobError
 from ltx.film.ffmpeg import exif_orientation, sniff_demuxer
 from ltx.hosted.blob import read_blob_error
@@ -86,9 +86,11 @@ def check_report(error: JobError, *codes: str) -> None:
 def test_a_text_goes_into_the_workflow_as_it_is_and_nowhere_else(
     prompt: str, negative: str
 ) -> None:
-    shot = Shot(0, "a.png", "b.png", prompt, 1, "prefix", Size(64, 64), negative)
-    graph = build_workflow(shot, Settings.load({}, needed=()))
-    plain = build_workflow(Shot(0, "a.png", "b.png", "", 1, "prefix", Size(64, 64), ""), SETTINGS)
+    spec = ClipSpec(0, "a.png", "b.png", prompt, 1, "prefix", Size(64, 64), negative)
+    graph = build_workflow(spec, Settings.load({}, needed=()))
+    plain = build_workflow(
+        ClipSpec(0, "a.png", "b.png", "", 1, "prefix", Size(64, 64), ""), SETTINGS
+    )
     texts = {n: node for n, node in graph.items() if node["class_type"] == "CLIPTextEncode"}
     assert sorted(node["inputs"]["text"] for node in texts.values()) == sorted([prompt, negative])
     assert {n: node for n, node in graph.items() if n not in texts} == {
@@ -193,7 +195,7 @@ def test_a_clip_is_taken_from_comfyuis_output_folder_only(
     for name, aim in (("link.mp4", tmp_path / "a.mp4"), ("loop.mp4", home / "output" / "loop.mp4")):
         with contextlib.suppress(FileExistsError):
             (home / "output" / name).symlink_to(aim)
-    comfy = Comfy("http://127.0.0.1:9", Halt(), home=home)
+    comfy = Comfy("http://127.0.0.1:9", Cancellation(), home=home)
     outputs = {"1": {"gifs": [{"filename": filename, "subfolder": subfolder, "type": "output"}]}}
     try:
         comfy.fetch(find_video(outputs), target)
@@ -214,7 +216,7 @@ def test_a_clip_that_is_no_file_of_comfyuis_is_not_taken(tmp_path: Path, name: s
     (tmp_path / "private").write_text("private")
     (output / "link.mp4").symlink_to(tmp_path / "private")
     (output / "loop.mp4").symlink_to(output / "loop.mp4")
-    comfy = Comfy("http://127.0.0.1:9", Halt(), home=tmp_path / "home")
+    comfy = Comfy("http://127.0.0.1:9", Cancellation(), home=tmp_path / "home")
     with pytest.raises(ComfyLost):
         comfy.fetch(find_video({"1": {"gifs": [{"filename": name}]}}), tmp_path / "target.mp4")
     assert (tmp_path / "private").read_text() == "private"
@@ -288,7 +290,7 @@ def depth_of(value: Any) -> int:
 @FRUGAL
 @given(anything)
 def test_any_lease_is_a_number_of_seconds_or_none(answer: Any) -> None:
-    api = QueueApi(SETTINGS, halt=None)
+    api = QueueApi(SETTINGS, cancellation=None)
     assert isinstance(api.lease_seconds({"leaseUntil": answer}), float | None)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx.comfyui.workflow import NEGATIVE_PROMPT, Shot, build_workflow
+from ltx.comfyui.workflow import NEGATIVE_PROMPT, ClipSpec, build_workflow
 from ltx.job import render_size, seed_for
 from ltx.settings import SAMPLERS, Settings, Size
 from tests.conftest import ROOT, WORKER
@@ -43,11 +43,11 @@ MODEL_LISTS = {
     "clip_name2": "text_encoders",
     "vae_name": "vae",
 }
-REFERENCE_SHOT = Shot(
+REFERENCE_SPEC = ClipSpec(
     clip=0,
     first="first.png",
     last="last.png",
-    prompt="The camera glides forward at walking pace, level and steady, into the next room.",
+    prompt="The camera glides forward at walking durations, level and steady, into the next room.",
     seed=1,
     prefix="ltx-worker/flf2v",
     size=SIZES["landscape"],
@@ -58,13 +58,13 @@ def settings(**changes: str) -> Settings:
     return Settings.load(changes, needed=())
 
 
-def shot(clip: int = 0, size: Size = SIZES["landscape"], **changes: Any) -> Shot:
+def spec(clip: int = 0, size: Size = SIZES["landscape"], **changes: Any) -> ClipSpec:
     names = ("a-first.png", "a-last.png", "walk on", 2**53 - 1, "ltx-worker/job-0")
-    return Shot(clip, *names, size, **changes)
+    return ClipSpec(clip, *names, size, **changes)
 
 
 def built(clip: int = 0, size: Size = SIZES["landscape"], **changes: str) -> Graph:
-    return build_workflow(shot(clip, size), settings(**changes))
+    return build_workflow(spec(clip, size), settings(**changes))
 
 
 def node_id(graph: Graph, kind: str) -> str:
@@ -145,18 +145,18 @@ def test_every_workflow_passes_the_strict_validation_of_both_versions(
     clip: int, size: Size, sampler: str, where: str
 ) -> None:
     graph = built(clip, size, LTX_SAMPLER=sampler)
-    verdict = judge(graph, where)
-    assert verdict.ok, (verdict.error, verdict.node_errors, verdict.mistakes)
-    assert verdict.outputs == [node_id(graph, "VHS_VideoCombine")]
-    assert verdict.prompt == graph, "the server had to convert something"
+    refusal = judge(graph, where)
+    assert refusal.ok, (refusal.error, refusal.node_errors, refusal.mistakes)
+    assert refusal.outputs == [node_id(graph, "VHS_VideoCombine")]
+    assert refusal.prompt == graph, "the server had to convert something"
 
 
 @pytest.mark.parametrize("where", SOURCES)
 def test_the_reference_workflow_passes_the_same_validation(where: str) -> None:
     graph = json.loads(REFERENCE.read_text())
-    verdict = judge(graph, where)
-    assert verdict.ok, (verdict.error, verdict.node_errors, verdict.mistakes)
-    assert verdict.prompt == graph
+    refusal = judge(graph, where)
+    assert refusal.ok, (refusal.error, refusal.node_errors, refusal.mistakes)
+    assert refusal.prompt == graph
 
 
 # The function is pure
@@ -182,7 +182,7 @@ def test_the_workflow_command_prints_what_the_worker_would_send() -> None:
     ).stdout
     names = ("a-first.png", "a-last.png", "walk on", 17)
     prefix = inputs_of(json.loads(printed), "VHS_VideoCombine")["filename_prefix"]
-    wanted = Shot(2, *names, prefix, SIZES["portrait"], negative="fog")
+    wanted = ClipSpec(2, *names, prefix, SIZES["portrait"], negative="fog")
     assert json.loads(printed) == build_workflow(wanted, settings())
 
 
@@ -251,7 +251,7 @@ def test_nag_works_on_the_checkpoint_with_the_negative_encoding_itself() -> None
 
 
 def test_the_negative_prompt_can_be_another_one() -> None:
-    graph = build_workflow(shot(negative="fog"), settings())
+    graph = build_workflow(spec(negative="fog"), settings())
     _, encoded, _ = source(graph, inputs_of(graph, "LTX2_NAG")["nag_cond_video"])
     assert encoded["text"] == "fog"
 
@@ -307,7 +307,7 @@ def test_pictures_and_latent_have_the_rendered_size_and_121_frames(size: Size) -
 
 @pytest.mark.parametrize("sampler", [None, *SAMPLERS])
 def test_it_samples_eight_steps_with_the_chosen_sampler(sampler: str | None) -> None:
-    graph = build_workflow(shot(), settings(**({"LTX_SAMPLER": sampler} if sampler else {})))
+    graph = build_workflow(spec(), settings(**({"LTX_SAMPLER": sampler} if sampler else {})))
     chosen = inputs_of(graph, "KSamplerSelect")["sampler_name"]
     assert chosen == (sampler or "euler_ancestral_cfg_pp")
     sigmas = inputs_of(graph, "ManualSigmas")["sigmas"]
@@ -391,7 +391,7 @@ def test_the_reference_workflow_loads_the_gguf_model_and_its_parts() -> None:
 
 def test_the_reference_workflow_is_the_workers_but_for_its_loaders() -> None:
     reference = json.loads(REFERENCE.read_text())
-    ours = build_workflow(REFERENCE_SHOT, settings())
+    ours = build_workflow(REFERENCE_SPEC, settings())
     gguf = {"UnetLoaderGGUF": {0: "model"}, "VAELoader": {0: "vae"}}
     checkpoint = {"CheckpointLoaderSimple": {0: "model", 2: "vae"}}
     assert drawn(reference, gguf) == drawn(ours, checkpoint)
@@ -556,17 +556,17 @@ def test_the_validator_refuses_a_workflow_with(
     graph = copy.deepcopy(built())
     assert judge(graph, where).ok
     mutate(graph)
-    verdict = judge(graph, where)
-    assert not verdict.ok
-    told = json.dumps([verdict.error, verdict.node_errors, verdict.mistakes])
+    refusal = judge(graph, where)
+    assert not refusal.ok
+    told = json.dumps([refusal.error, refusal.node_errors, refusal.mistakes])
     assert complaint in told
 
 
 @pytest.mark.parametrize("where", SOURCES)
 def test_the_validator_refuses_a_picture_that_was_never_uploaded(where: str) -> None:
-    verdict = validate(
+    refusal = validate(
         built(), schemas_of(where), strict=True, image_exists=lambda name: name == "a-first.png"
     )
-    told = json.dumps(verdict.node_errors)
+    told = json.dumps(refusal.node_errors)
     assert "custom_validation_failed" in told
     assert "a-last.png" in told

@@ -28,8 +28,8 @@ def missing_node(kind: str) -> JobError:
 
 
 def missing_model(name: object, folder: str) -> JobError:
-    told = f"Put {one_line(name, 120)} into ComfyUI's {folder}."
-    return JobError("comfyui_missing_model", told)
+    message = f"Put {one_line(name, 120)} into ComfyUI's {folder}."
+    return JobError("comfyui_missing_model", message)
 
 
 def combo_options(declared: object) -> list[Any]:
@@ -50,7 +50,7 @@ def declared_inputs(info: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         for option in map(as_dict, as_list(extra.get("options"))):
             if option.get("key") == given.get(name):
                 for group in as_dict(option.get("inputs")).values():
-                    inputs |= {f"{name}.{part}": told for part, told in as_dict(group).items()}
+                    inputs |= {f"{name}.{part}": entry for part, entry in as_dict(group).items()}
         chosen = as_list(as_dict(extra.get("formats")).get(str(given.get(name))))
         inputs |= {str(one[0]): one[1:] for one in map(as_list, chosen) if one}
     return inputs
@@ -71,13 +71,13 @@ def find_gaps(workflow: Workflow, known: Mapping[str, Any]) -> Iterator[JobError
             if any(isinstance(option, dict) for option in options):
                 options = [as_dict(option).get("key") for option in options]
             if name not in inputs:
-                told = f"Node {kind} has no input {name}; update {pack}."
-                yield JobError("comfyui_missing_node", told)
+                message = f"Node {kind} has no input {name}; update {pack}."
+                yield JobError("comfyui_missing_node", message)
             elif name in MODEL_FOLDERS and value not in options:
                 yield missing_model(value, MODEL_FOLDERS[name])
             elif options and value not in options:
-                told = f"Node {kind} knows no {name} {value!r}; update {pack}."
-                yield JobError("comfyui_missing_node", told)
+                message = f"Node {kind} knows no {name} {value!r}; update {pack}."
+                yield JobError("comfyui_missing_node", message)
 
 
 def read_rejection(body: object) -> JobError:
@@ -92,10 +92,10 @@ def read_rejection(body: object) -> JobError:
             folder = MODEL_FOLDERS.get(str(extra.get("input_name")))
             if folder and problem.get("type") == "value_not_in_list":
                 return missing_model(extra.get("received_value"), folder)
-            told = f"{problem.get('message')} ({problem.get('details')})"
-            complaints.append(f"{as_dict(node).get('class_type')}: {told}")
-    told = "; ".join(complaints) or f"{error.get('message', body)} {error.get('details', '')}"
-    return JobError("comfyui_rejected", one_line(told))
+            message = f"{problem.get('message')} ({problem.get('details')})"
+            complaints.append(f"{as_dict(node).get('class_type')}: {message}")
+    message = "; ".join(complaints) or f"{error.get('message', body)} {error.get('details', '')}"
+    return JobError("comfyui_rejected", one_line(message))
 
 
 def read_history(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +109,10 @@ def read_history(record: Mapping[str, Any]) -> dict[str, Any]:
     if "execution_interrupted" in name:
         raise JobError("comfyui_failed", "Somebody interrupted the prompt in ComfyUI.", again=True)
     kind, text = str(data.get("exception_type")), str(data.get("exception_message"))
-    told = one_line(f"{data.get('node_type')}: {kind}: {text}")
+    message = one_line(f"{data.get('node_type')}: {kind}: {text}")
     if "OutOfMemory" in kind or "out of memory" in text.lower():
-        raise JobError("gpu_out_of_memory", told, again=True)
-    raise JobError("comfyui_failed", told)
+        raise JobError("gpu_out_of_memory", message, again=True)
+    raise JobError("comfyui_failed", message)
 
 
 class OutputFile(NamedTuple):

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import OutputFile, find_gaps, read_history, read_rejection
-from ltx.comfyui.events import COMFY_CALL_S, Listener
+from ltx.comfyui.events import COMFY_CALL_S, PromptEvents
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
 from ltx.errors import JobError, Unavailable
 from ltx.hosted.http import Http, Reply
 from ltx.process import END_GRACE_S, Child
-from ltx.text import as_dict, as_list, one_line, say
+from ltx.text import as_dict, as_list, log_event, one_line
 
 MAX_CLIP_BYTES = 2 * 2**30
 BOOT_POLL_S = 0.1
@@ -50,8 +50,14 @@ class Vram(NamedTuple):
 class Comfy:
     """One ComfyUI server: ours when it has a child, otherwise somebody else's, never ended."""
 
-    def __init__(self, url: str, halt: Halt, child: Child | None = None, home: Path | None = None):
-        self.url, self.halt, self.child, self.home = url, halt, child, home
+    def __init__(
+        self,
+        url: str,
+        cancellation: Cancellation,
+        child: Child | None = None,
+        home: Path | None = None,
+    ):
+        self.url, self.cancellation, self.child, self.home = url, cancellation, child, home
         self.client_id = uuid.uuid4().hex
         self.prepared: dict[Path, str] = {}
         self.first_memory = 0
@@ -85,8 +91,8 @@ class Comfy:
     def vram(self) -> Vram:
         """What the server tells of its first device; zeros when it tells nothing."""
         _, device = self._stats()
-        told = (device.get(name) for name in ("vram_free", "vram_total"))
-        return Vram(*(value if isinstance(value, int) else 0 for value in told))
+        sizes = (device.get(name) for name in ("vram_free", "vram_total"))
+        return Vram(*(value if isinstance(value, int) else 0 for value in sizes))
 
     def await_ready(self, seconds: float) -> None:
         """Raises JobError comfyui_unavailable when our child ends or is not up in time."""
@@ -94,7 +100,7 @@ class Comfy:
         end = time.monotonic() + seconds
         while not self.answers():
             why = f"ComfyUI did not answer within {seconds:g} s."
-            if self.halt.wait(BOOT_POLL_S, self.child.pidfd):
+            if self.cancellation.wait(BOOT_POLL_S, self.child.pidfd):
                 why = f"ComfyUI ended while booting ({self.child.last_words()})."
             elif time.monotonic() < end:
                 continue
@@ -122,14 +128,14 @@ class Comfy:
     def flush(self) -> None:
         """Empties the server's caches, and looks whether the VRAM came back."""
         for _ in range(FREE_TRIES):
-            self.halt.wait(FREE_PAUSE_S)
+            self.cancellation.wait(FREE_PAUSE_S)
             before, end = self.vram(), time.monotonic() + FREE_LOOK_S
             self._post("/free", json={"unload_models": True, "free_memory": True})
             while time.monotonic() < end:
                 now = self.vram()
                 if now.free >= VRAM_BACK * now.total or now.free > before.free + now.total // 20:
                     return
-                self.halt.wait(BOOT_POLL_S)
+                self.cancellation.wait(BOOT_POLL_S)
 
     def is_lean(self) -> bool:
         """Whether our process has not grown since its first clip, after a /free if need be."""
@@ -138,14 +144,14 @@ class Comfy:
         if self.child.memory() <= MEMORY_GROWTH * self.first_memory:
             return True
         grown = {"mb": self.child.memory() >> 20, "first_mb": self.first_memory >> 20}
-        say("comfyui_grown", "Asking it to free its memory.", **grown)
+        log_event("comfyui_grown", "Asking it to free its memory.", **grown)
         self.flush()
         return self.child.memory() <= MEMORY_GROWTH * self.first_memory
 
     def _post(self, path: str, **options: Any) -> Reply:
         url = f"{self.url}{path}"
         work = functools.partial(self.http.exchange, "POST", url, seconds=30.0, **options)
-        return self.halt.call(work, 60.0)
+        return self.cancellation.call(work, 60.0)
 
     def prepare(self, images: Mapping[Path, str]) -> None:
         """Uploads images that a coming prompt will want."""
@@ -188,13 +194,13 @@ class Comfy:
         The end is learnt from whichever speaks first of the websocket, the history and the
         process; the websocket is a hint, the history is the truth.
         """
-        with contextlib.closing(Listener(self.url, self.client_id)) as listener:
+        with contextlib.closing(PromptEvents(self.url, self.client_id)) as events:
             # A lower-case UUID: ComfyUI 0.27 takes nothing else.
             prompt_id = str(uuid.uuid4())
             sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
             try:
                 self.submit(workflow, prompt_id)
-                while not (record := self._look(listener, prompt_id, sampler, on_step)):
+                while not (record := self._look(events, prompt_id, sampler, on_step)):
                     meanwhile()
             except JobError:
                 self._interrupt(prompt_id)
@@ -202,14 +208,14 @@ class Comfy:
         return read_history(record)
 
     def _look(
-        self, listener: Listener, prompt_id: str, sampler: str, on_step: Callable[[int], None]
+        self, events: PromptEvents, prompt_id: str, sampler: str, on_step: Callable[[int], None]
     ) -> dict[str, Any]:
         """Waits for the next sign of life; returns the history's record once there is one."""
         process = [self.child.pidfd] if self.child else []
-        ready = self.halt.wait(HISTORY_POLL_S, *process, *listener.files())
+        ready = self.cancellation.wait(HISTORY_POLL_S, *process, *events.files())
         if self.child and not self.child.alive:
             raise ComfyLost(f"it ended by itself ({self.child.last_words()})")
-        if ready and not listener.read(prompt_id, sampler, on_step):
+        if ready and not events.read(prompt_id, sampler, on_step):
             return {}
         return self._record(prompt_id)
 
@@ -254,7 +260,7 @@ class Comfy:
             with target.open("wb") as sink:
                 options: dict[str, Any] = {"sink": sink, "limit": MAX_CLIP_BYTES, "seconds": 120.0}
                 work = functools.partial(self.http.exchange, "GET", url, **options)
-                reply = self.halt.call(work, 130.0)
+                reply = self.cancellation.call(work, 130.0)
             if not reply.ok:
                 raise ComfyLost(f"the clip it named is not there: status {reply.status}")
 

@@ -17,7 +17,7 @@ from ltx.text import MAX_JSON_BYTES, as_dict
 COMFY_CALL_S = 5.0
 
 
-class Ear(websocket.WebSocket):
+class BoundedWebSocket(websocket.WebSocket):
     """A websocket whose messages are bounded in bytes and seconds, pings between them included."""
 
     def listen(self) -> str | bytes:
@@ -32,17 +32,17 @@ class Ear(websocket.WebSocket):
         return block
 
 
-class Listener:
+class PromptEvents:
     """The websocket of one prompt. Losing it costs nothing but progress."""
 
     def __init__(self, url: str, client_id: str) -> None:
         self.url = f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
-        self.socket: Ear | None = None
+        self.socket: BoundedWebSocket | None = None
         self._connect()
 
     def _connect(self) -> None:
         # recv() decodes anyway; the library's own check is a Python loop over every byte.
-        ear = Ear(skip_utf8_validation=True)
+        ear = BoundedWebSocket(skip_utf8_validation=True)
         ear.settimeout(COMFY_CALL_S)
         options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
         try:

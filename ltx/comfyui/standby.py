@@ -12,31 +12,31 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy, ComfyLost
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
-from ltx.text import one_line, say
+from ltx.text import log_event, one_line
 
 # No longer, because the clip that renders may be done in the meantime.
 STANDBY_LOOK_S = 0.2
 KEPT_LOGS = 10
 
 
-class ComfyFleet:
+class ComfyProcesses:
     """Boots ComfyUI processes, hands out fresh ones and ends them, but never one it did not boot.
 
     `current` renders; `spare` boots or waits beside it for the next clip.
     """
 
-    def __init__(self, settings: Settings, halt: Halt) -> None:
-        self.settings, self.halt = settings, halt
+    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
+        self.settings, self.cancellation = settings, cancellation
         self.current: Comfy | None = None
         self.spare: Comfy | None = None
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
-        self.told_foreign = False
+        self.foreign_logged = False
         # The most that was seen free while nothing of ours was loaded.
         self.vram_free = 0
 
@@ -74,7 +74,7 @@ class ComfyFleet:
         except JobError as error:
             if not standby or error.code != "comfyui_unavailable":
                 raise
-            say("standby_failed", f"{error.detail}\n{error.tail}", logging.WARNING)
+            log_event("standby_failed", f"{error.detail}\n{error.tail}", logging.WARNING)
             return self.fresh(again)
         return self.current
 
@@ -108,10 +108,12 @@ class ComfyFleet:
         end = time.monotonic() + VRAM_GRACE_S
         while (free := comfy.vram().free) < VRAM_BACK * self.vram_free:
             if time.monotonic() >= end:
-                told = "Something else on this machine uses the GPU."
-                say("vram_missing", told, logging.WARNING, mb=(self.vram_free - free) >> 20)
+                message = "Something else on this machine uses the GPU."
+                log_event(
+                    "vram_missing", message, logging.WARNING, mb=(self.vram_free - free) >> 20
+                )
                 self.vram_free = free
-            self.halt.wait(BOOT_POLL_S)
+            self.cancellation.wait(BOOT_POLL_S)
         self.vram_free = max(self.vram_free, free)
 
     def dismiss(self) -> None:
@@ -135,19 +137,19 @@ class ComfyFleet:
         self.spare, self.is_standby = None, False
 
     def _find_foreign(self) -> Comfy | None:
-        comfy = Comfy(self.settings.comfyui_url, self.halt)
+        comfy = Comfy(self.settings.comfyui_url, self.cancellation)
         if not comfy.answers():
             return None
-        if not self.told_foreign:
-            say("comfyui_foreign", "Using a ComfyUI that we did not start.", url=comfy.url)
-            self.told_foreign = True
+        if not self.foreign_logged:
+            log_event("comfyui_foreign", "Using a ComfyUI that we did not start.", url=comfy.url)
+            self.foreign_logged = True
         return comfy
 
     def _boot(self) -> Comfy:
         parts = urlsplit(self.settings.comfyui_url)
         if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-            told = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
-            raise JobError("comfyui_unavailable", told)
+            message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
+            raise JobError("comfyui_unavailable", message)
         port = free_port() if self.current else parts.port or 80
         home = self.settings.state_dir / "comfyui" / str(port)
         shutil.rmtree(home, ignore_errors=True)
@@ -164,8 +166,8 @@ class ComfyFleet:
         log_file = open_log(self.settings.state_dir / "logs", port)
         folder = self.settings.comfyui_dir
         child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
-        say("comfyui_booting", port=port, pid=child.process.pid)
-        return Comfy(f"http://127.0.0.1:{port}", self.halt, child, home)
+        log_event("comfyui_booting", port=port, pid=child.process.pid)
+        return Comfy(f"http://127.0.0.1:{port}", self.cancellation, child, home)
 
 
 def open_log(folder: Path, port: int) -> IO[bytes]:

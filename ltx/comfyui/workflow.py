@@ -28,7 +28,7 @@ SAMPLER_NODE = "SamplerCustomAdvanced"
 
 
 @dataclass(frozen=True)
-class Shot:
+class ClipSpec:
     """One clip as the workflow needs it; image names are as ComfyUI's upload returned them."""
 
     clip: int
@@ -57,15 +57,15 @@ class Graph:
         return lambda slot: [node, slot]
 
 
-def build_workflow(shot: Shot, settings: Settings) -> Workflow:
+def build_workflow(spec: ClipSpec, settings: Settings) -> Workflow:
     """The API workflow for one clip: both ends pinned, 8 steps, CFG 1, NAG, silent video."""
-    graph = Graph(shot.clip * NODE_STRIDE)
+    graph = Graph(spec.clip * NODE_STRIDE)
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=settings.checkpoint)
     # Gemma has to come first: the tokenizer is read from the first file.
     encoders = {"clip_name1": settings.text_encoder, "clip_name2": settings.text_projection}
     clip = graph.add("DualCLIPLoaderGGUF", **encoders, type="ltxv")
-    positive = graph.add("CLIPTextEncode", text=shot.prompt, clip=clip(0))
-    negative = graph.add("CLIPTextEncode", text=shot.negative, clip=clip(0))
+    positive = graph.add("CLIPTextEncode", text=spec.prompt, clip=clip(0))
+    negative = graph.add("CLIPTextEncode", text=spec.negative, clip=clip(0))
     texts = {"positive": positive(0), "negative": negative(0)}
     conditioning = graph.add("LTXVConditioning", **texts, frame_rate=float(FPS))
     # NAG takes the encoder's own output, the same tensor as behind LTXVConditioning, because
@@ -77,22 +77,22 @@ def build_workflow(shot: Shot, settings: Settings) -> Workflow:
         "guider": graph.add("CFGGuider", model=model(0), **guided, cfg=CFG)(0),
         "sampler": graph.add("KSamplerSelect", sampler_name=settings.sampler)(0),
         "sigmas": graph.add("ManualSigmas", sigmas=", ".join(map(str, SIGMAS)))(0),
-        "noise": graph.add("RandomNoise", noise_seed=shot.seed)(0),
-        "latent_image": add_pinned_latent(graph, shot, vae=checkpoint(2)),
+        "noise": graph.add("RandomNoise", noise_seed=spec.seed)(0),
+        "latent_image": add_pinned_latent(graph, spec, vae=checkpoint(2)),
     }
     samples = graph.add(SAMPLER_NODE, **sampling)
     frames = graph.add("VAEDecode", samples=samples(0), vae=checkpoint(2))
-    graph.add("VHS_VideoCombine", images=frames(0), **video_file(shot.prefix))
+    graph.add("VHS_VideoCombine", images=frames(0), **video_file(spec.prefix))
     return graph.nodes
 
 
-def add_pinned_latent(graph: Graph, shot: Shot, vae: Link) -> Link:
+def add_pinned_latent(graph: Graph, spec: ClipSpec, vae: Link) -> Link:
     """An empty video latent whose first and last frames are the two images."""
-    size = shot.size._asdict()
+    size = spec.size._asdict()
     scaling = {"upscale_method": "lanczos", **size, "crop": "center"}
     ends = [
         graph.add("ImageScale", image=graph.add("LoadImage", image=name)(0), **scaling)(0)
-        for name in (shot.first, shot.last)
+        for name in (spec.first, spec.last)
     ]
     empty = graph.add("EmptyLTXVLatentVideo", **size, length=CLIP_FRAMES, batch_size=1)
     # num_images must be a string: the number 2 passes validation and dies while running. Without

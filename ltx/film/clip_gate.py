@@ -41,7 +41,7 @@ MOST_STILL = 2.0  # seconds (1.0; half a clip 2.3)
 
 
 @dataclass(frozen=True)
-class Look:
+class ClipMeasures:
     """What a raw clip looks like beside its two images. Likeness is SSIM, 1 at most."""
 
     frames: int
@@ -56,11 +56,11 @@ class Look:
     jump: float  # the greatest change between two frames, as a multiple of the clip's great ones
     grain: float  # detail in the plainest parts of the roughest frame, against the rougher image
 
-    def told(self) -> dict[str, float]:
+    def rounded(self) -> dict[str, float]:
         return {name: round(value, 2) for name, value in dataclasses.asdict(self).items()}
 
 
-class Failed(NamedTuple):
+class FailedCheck(NamedTuple):
     """A check that a clip did not pass."""
 
     check: str
@@ -72,8 +72,8 @@ class Failed(NamedTuple):
         return f"{self.check} is {self.measured:.3g}, allowed is {side} {self.limit:g}"
 
 
-def look_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
-    """Prints what read_look reads, for image, clip and image, frame by frame, three times.
+def measure_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
+    """Prints what read_measures reads, for image, clip and image, frame by frame, three times.
 
     First beside the first image, then beside the last, then the fine detail alone.
 
@@ -124,7 +124,7 @@ def read_metadata(text: str) -> list[dict[str, float]]:
     return frames
 
 
-def read_look(text: str) -> Look:
+def read_measures(text: str) -> ClipMeasures:
     """Raises ToolFailed when there are no frames to speak of."""
     printed = read_metadata(text)
     count = len(printed) // 3
@@ -138,7 +138,7 @@ def read_look(text: str) -> Look:
     # The tenth of the picture with the least detail: noise spares no place, texture does.
     grain = [frame["signalstats.YLOW"] + GRAIN_FLOOR for frame in printed[2 * count :]]
     changes = [frame["signalstats.YDIF"] for frame in printed[2 : count - 1]]
-    return Look(
+    return ClipMeasures(
         frames=count - 2,
         first=head[1],
         last=tail[-2],
@@ -185,12 +185,16 @@ def limits(differ: bool) -> tuple[dict[str, float], dict[str, float]]:
     return least, most
 
 
-def judge(look: Look) -> list[Failed]:
+def judge(measures: ClipMeasures) -> list[FailedCheck]:
     """The checks that a clip fails; none for a good one."""
-    least, most = limits(look.alike < ALIKE)
-    found = dataclasses.asdict(look)
-    failed = [Failed("frames", look.frames, CLIP_FRAMES)] if look.frames != CLIP_FRAMES else []
+    least, most = limits(measures.alike < ALIKE)
+    found = dataclasses.asdict(measures)
+    failed = (
+        [FailedCheck("frames", measures.frames, CLIP_FRAMES)]
+        if measures.frames != CLIP_FRAMES
+        else []
+    )
     # What is no number fails as well.
     low = [(name, limit) for name, limit in least.items() if not found[name] >= limit]
     high = [(name, limit) for name, limit in most.items() if not found[name] <= limit]
-    return [*failed, *(Failed(name, found[name], limit) for name, limit in (*low, *high))]
+    return [*failed, *(FailedCheck(name, found[name], limit) for name, limit in (*low, *high))]

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import ffmpeg
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.errors import DISK_FULL, NO_SPACE, JobError, ToolFailed
-from ltx.files import keep
+from ltx.files import replace_durably
 from ltx.job import FPS, MAX_FRAME_PIXELS
 from ltx.process import Child
 from ltx.settings import Settings, Size
@@ -94,8 +94,8 @@ class Picture(NamedTuple):
 class Media:
     """ffmpeg and ffprobe, as children at low priority that know none of our secrets."""
 
-    def __init__(self, settings: Settings, halt: Halt) -> None:
-        self.settings, self.halt = settings, halt
+    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
+        self.settings, self.cancellation = settings, cancellation
 
     def start(self, command: Sequence[str]) -> Child:
         # In memory, because nothing is written outside of the state folder.
@@ -104,7 +104,7 @@ class Media:
 
     def finish(self, child: Child, seconds: float = math.inf) -> None:
         """Raises ToolFailed with the last lines when the program did not succeed in time."""
-        if code := child.finish(self.halt, seconds):
+        if code := child.finish(self.cancellation, seconds):
             if NO_SPACE in child.tail():
                 raise JobError("media_failed", DISK_FULL)
             raise ToolFailed(child.tail() or f"exit code {code}")
@@ -120,7 +120,7 @@ class Media:
         command += ["-max_pixels", str(MAX_FRAME_PIXELS), "-max_alloc", str(MAX_ALLOC)]
         command += ["-select_streams", "v:0", "-show_streams", "-f", demuxer]
         with self.start([*command, str(path)]) as child:
-            if child.finish(self.halt, PICTURE_SECONDS):
+            if child.finish(self.cancellation, PICTURE_SECONDS):
                 raise ToolFailed("it cannot be read")
             answer = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0)
         try:
@@ -157,7 +157,7 @@ class Media:
         part = target.with_suffix(".part")
         output = {"f": "image2", "c:v": "png", "pix_fmt": "rgb24", "frames:v": 1, "update": 1}
         self.run(stream.output(str(part), **output), PICTURE_SECONDS)
-        keep(part, target)
+        replace_durably(part, target)
 
     def check_watermark(self, path: Path) -> Size:
         """Decodes the watermark fully. Raises JobError watermark_missing."""
@@ -167,8 +167,8 @@ class Media:
                 raise ToolFailed("it is not a PNG")
             self.run(read_picture(path, mark.demuxer).output("-", f="null"), PICTURE_SECONDS)
         except (ToolFailed, OSError) as error:
-            told = f"WATERMARK_PATH={str(path)!r}: {one_line(error)}. Put a PNG there."
-            raise JobError("watermark_missing", told) from error
+            message = f"WATERMARK_PATH={str(path)!r}: {one_line(error)}. Put a PNG there."
+            raise JobError("watermark_missing", message) from error
         return mark.size
 
     def check_video(self, path: Path, frames: int, size: Size) -> None:

@@ -12,46 +12,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import find_video
 from ltx.comfyui.client import Comfy, ComfyLost
-from ltx.comfyui.standby import ComfyFleet
-from ltx.comfyui.workflow import STEPS, Shot, build_workflow
+from ltx.comfyui.standby import ComfyProcesses
+from ltx.comfyui.workflow import STEPS, ClipSpec, build_workflow
 from ltx.errors import DISK_FULL, NO_SPACE, JobError, ToolFailed, Unavailable
-from ltx.files import keep, keep_json, read_json
-from ltx.film.clip_gate import judge, look_command, read_look
+from ltx.files import read_json, replace_durably, write_json_durably
+from ltx.film.clip_gate import judge, measure_command, read_measures
 from ltx.film.clips import Placement, contact_sheet, join_command, place_watermark, trim_command
 from ltx.film.ffmpeg import Media, ffmpeg_command
 from ltx.job import CLIP_FRAMES, KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.process import Child
 from ltx.progress import Progress
 from ltx.settings import Settings, Size
-from ltx.text import MAX_JSON_BYTES, one_line, say
+from ltx.text import MAX_JSON_BYTES, log_event, one_line
 
 KEPT_BAD_CLIPS = 10
 
 
-class Studio:
+class RenderContext:
     """What makes films and outlives each of them: ComfyUI, ffmpeg, the progress they report."""
 
     def __init__(
-        self, settings: Settings, halt: Halt, progress: Progress, seed: int | None = None
+        self,
+        settings: Settings,
+        cancellation: Cancellation,
+        progress: Progress,
+        seed: int | None = None,
     ) -> None:
-        self.settings, self.halt, self.progress, self.seed = settings, halt, progress, seed
-        self.fleet = ComfyFleet(settings, halt)
-        self.media = Media(settings, halt)
+        self.settings, self.cancellation, self.progress, self.seed = (
+            settings,
+            cancellation,
+            progress,
+            seed,
+        )
+        self.processes = ComfyProcesses(settings, cancellation)
+        self.media = Media(settings, cancellation)
         # A worker keeps a ComfyUI waiting for the next job; who makes one film does not.
         self.expects_more = False
 
     def probe(self) -> None:
         """Raises JobError unless a ComfyUI boots and has all parts of the workflow."""
         try:
-            shot = Shot(0, "first.png", "last.png", "", 0, "probe", render_size(self.settings.size))
-            self.fleet.fresh().check_parts(build_workflow(shot, self.settings))
+            spec = ClipSpec(
+                0, "first.png", "last.png", "", 0, "probe", render_size(self.settings.size)
+            )
+            self.processes.fresh().check_parts(build_workflow(spec, self.settings))
         except Unavailable as error:
             raise JobError("comfyui_unavailable", one_line(error)) from error
         finally:
-            self.fleet.stop()
+            self.processes.stop()
 
 
 Fetch = Callable[[str, Path, str], None]
@@ -60,30 +71,30 @@ Fetch = Callable[[str, Path, str], None]
 def explain(error: Exception, clip: int, tail: str) -> JobError:
     """What a failed attempt at a clip means for the job."""
     if isinstance(error, ToolFailed):
-        told = JobError("bad_clip", f"Clip {clip + 1}: {one_line(error)}.", again=True)
+        reason = JobError("bad_clip", f"Clip {clip + 1}: {one_line(error)}.", again=True)
     elif isinstance(error, JobError):
-        told = error
+        reason = error
     else:
-        told = JobError("comfyui_failed", f"ComfyUI: {error}.", again=True)
+        reason = JobError("comfyui_failed", f"ComfyUI: {error}.", again=True)
     # ComfyUI's files are on the same disk as ours.
-    if told.code in ("bad_clip", "comfyui_failed") and NO_SPACE in f"{error}\n{tail}":
-        told = JobError("media_failed", DISK_FULL)
-    told.tail = told.tail or tail
-    return told
+    if reason.code in ("bad_clip", "comfyui_failed") and NO_SPACE in f"{error}\n{tail}":
+        reason = JobError("media_failed", DISK_FULL)
+    reason.tail = reason.tail or tail
+    return reason
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class PendingClip:
     """What runs for a finished raw clip while the next one renders."""
 
     clip: int
-    look: Child | None
+    measuring: Child | None
     encode: Child
     started: float  # time.time()
 
     def is_ended(self) -> bool:
-        """Whether waiting for it takes no time; a look that has ended decides first."""
-        return not self.encode.alive and not (self.look and self.look.alive)
+        """Whether waiting for it takes no time; a measurement that has ended decides first."""
+        return not self.encode.alive and not (self.measuring and self.measuring.alive)
 
 
 class Film:
@@ -92,10 +103,14 @@ class Film:
     What is already in the job's folder is not made again. Raises JobError.
     """
 
-    def __init__(self, studio: Studio, job: Job, plan: Plan) -> None:
-        self.studio, self.job, self.plan = studio, job, plan
-        self.settings, self.halt, self.progress = studio.settings, studio.halt, studio.progress
-        self.fleet, self.media = studio.fleet, studio.media
+    def __init__(self, context: RenderContext, job: Job, plan: Plan) -> None:
+        self.context, self.job, self.plan = context, job, plan
+        self.settings, self.cancellation, self.progress = (
+            context.settings,
+            context.cancellation,
+            context.progress,
+        )
+        self.processes, self.media = context.processes, context.media
         self.size, self.mark = self.settings.size, Size(0, 0)
         # The clips that are still to be rendered, the next one first.
         self.waiting: list[int] = []
@@ -107,7 +122,7 @@ class Film:
             self.mark = self.media.check_watermark(self.settings.watermark)
         try:
             if not all(self.job.clip(clip).exists() for clip in range(self.plan.clips)):
-                self.fleet.warm()
+                self.processes.warm()
             self._download(fetch)
             self._cut_frames()
             self._make_clips()
@@ -115,7 +130,7 @@ class Film:
         except ToolFailed as error:
             raise JobError("media_failed", one_line(error)) from error
         finally:
-            self.fleet.retire()
+            self.processes.retire()
 
     def _download(self, fetch: Fetch) -> None:
         self.progress.update("downloading")
@@ -124,7 +139,7 @@ class Film:
                 source = self.job.source(number)
                 if not source.exists():
                     fetch(url, source.with_suffix(".part"), f"stageData.frames[{number}]")
-                    keep(source.with_suffix(".part"), source)
+                    replace_durably(source.with_suffix(".part"), source)
 
     def _cut_frames(self) -> None:
         """Checks every picture and cuts it to what will be rendered: portrait if the first is."""
@@ -139,76 +154,82 @@ class Film:
                     if not frame.exists():
                         self.media.prepare_frame(picture, frame, render_size(self.size))
                 except ToolFailed as error:
-                    told = f"stageData.frames[{number}]: {one_line(error)}."
-                    raise JobError("frame_invalid", told) from error
+                    message = f"stageData.frames[{number}]: {one_line(error)}."
+                    raise JobError("frame_invalid", message) from error
 
     def _make_clips(self) -> None:
         """Renders each missing clip; each is looked at and encoded beside the next rendering."""
         clips = range(self.plan.clips)
         self.waiting = [clip for clip in clips if not self.job.clip(clip).exists()]
         with contextlib.ExitStack() as children:
-            beside: list[Beside] = []
-            while self.waiting or beside:
+            pending: list[PendingClip] = []
+            while self.waiting or pending:
                 if self.waiting:
                     clip = self.waiting.pop(0)
                     if not self.job.raw(clip).exists():
                         self._render(clip)
-                    beside.append(self._start_beside(clip, children))
+                    pending.append(self._start_finishing(clip, children))
                 if not self.waiting:
                     self.progress.update("encoding")
                 # One that has failed already spares the GPU the clips behind it.
-                ready = [one for one in beside if not self.waiting or one.is_ended()]
-                beside = [one for one in beside if one not in ready]
+                ready = [one for one in pending if not self.waiting or one.is_ended()]
+                pending = [one for one in pending if one not in ready]
                 again = [one.clip for one in ready if not self._accept(one)]
                 self.waiting = [*again, *self.waiting]
 
-    def _start_beside(self, clip: int, children: contextlib.ExitStack) -> Beside:
-        """Starts the look at a raw clip and its encode."""
-        look, raw = None, self.job.raw(clip)
+    def _start_finishing(self, clip: int, children: contextlib.ExitStack) -> PendingClip:
+        """Starts measuring a raw clip, and its encode."""
+        measuring, raw = None, self.job.raw(clip)
         if self.settings.clip_gate != "off":
             ends = (self.job.frame(clip), self.job.frame(clip + 1))
-            command = ffmpeg_command(look_command(raw, *ends, render_size(self.size)))
-            look = children.enter_context(self.media.start(command))
+            command = ffmpeg_command(measure_command(raw, *ends, render_size(self.size)))
+            measuring = children.enter_context(self.media.start(command))
         encode = children.enter_context(self.media.start(self._trim(clip)))
-        return Beside(clip, look, encode, time.time())
+        return PendingClip(clip, measuring, encode, time.time())
 
-    def _accept(self, beside: Beside) -> bool:
+    def _accept(self, pending: PendingClip) -> bool:
         """Keeps a clip that may be delivered; False when it has to be rendered once more.
 
         Raises JobError bad_clip when it has been already.
         """
-        clip, told = beside.clip, self._look(beside)
+        clip, message = pending.clip, self._measure(pending)
         record = read_json(self.job.record(clip))
-        if told and self.settings.clip_gate == "enforce":
-            beside.encode.end()
+        if message and self.settings.clip_gate == "enforce":
+            pending.encode.end()
             attempt = int(record.get("attempts", 1))
             # A restart has to know that one of the two attempts is spent.
-            keep_json(self.job.record(clip), {**record, "refused": told})
+            write_json_durably(self.job.record(clip), {**record, "refused": message})
             self._keep_bad(clip, attempt, self.job.raw(clip))
             if attempt > 1:
-                raise JobError("bad_clip", told)
-            say("clip_retry", told, logging.WARNING, job=self.job.id, clip=clip + 1)
+                raise JobError("bad_clip", message)
+            log_event("clip_retry", message, logging.WARNING, job=self.job.id, clip=clip + 1)
             return False
-        if told:
-            say("bad_clip_kept", told, logging.WARNING, job=self.job.id, clip=clip + 1)
-        self.media.finish(beside.encode)
-        self._keep_clip(clip, beside.started)
+        if message:
+            log_event("bad_clip_kept", message, logging.WARNING, job=self.job.id, clip=clip + 1)
+        self.media.finish(pending.encode)
+        self._keep_clip(clip, pending.started)
         return True
 
-    def _look(self, beside: Beside) -> str:
+    def _measure(self, pending: PendingClip) -> str:
         """Why a clip is bad, nothing when it is not; its record tells what was measured."""
-        child, clip = beside.look, beside.clip
+        child, clip = pending.measuring, pending.clip
         if not child:
             return ""
         try:
             self.media.finish(child)
-            look = read_look(os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode())
+            measures = read_measures(os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode())
         except (ToolFailed, KeyError) as error:
             return f"Clip {clip + 1} cannot be decoded whole: {one_line(error)}."
-        record = {**read_json(self.job.record(clip)), "gate": look.told()}
-        keep_json(self.job.record(clip), record)
-        failed = judge(look)
-        say("clip_looked_at", job=self.job.id, clip=clip + 1, failed=len(failed), **look.told())
+        record = {**read_json(self.job.record(clip)), "gate": measures.rounded()}
+        write_json_durably(self.job.record(clip), record)
+        failed = judge(measures)
+        log_event(
+            "clip_measured",
+            job=self.job.id,
+            clip=clip + 1,
+            failed=len(failed),
+            **measures.rounded(),
+        )
         return f"Clip {clip + 1}: {'; '.join(map(str, failed))}." if failed else ""
 
     def _keep_bad(self, clip: int, attempt: int, path: Path) -> None:
@@ -235,14 +256,14 @@ class Film:
         self.media.check_video(part, KEPT_FRAMES, self.size)
         # The encode ended while something else was waited for; its file knows when.
         self.progress.note("encode", part.stat().st_mtime - started, job=self.job.id, clip=clip + 1)
-        keep(part, self.job.clip(clip))
+        replace_durably(part, self.job.clip(clip))
         self.job.raw(clip).unlink()
 
     def _render(self, clip: int) -> None:
         """One raw clip, with a second attempt where a fresh ComfyUI may do better."""
         seconds = self.settings.clip_timeout
         late = JobError("clip_timeout", f"Clip {clip + 1} was not done within {seconds:g} s.")
-        with self.halt.limit("clip", seconds, late):
+        with self.cancellation.deadline("clip", seconds, late):
             refused = "refused" in read_json(self.job.record(clip))
             for attempt in (2,) if refused else (1, 2):
                 try:
@@ -250,21 +271,23 @@ class Film:
                 except JobError as error:
                     if attempt == 2 or not error.again:
                         raise
-                    told = f"{error}\n{error.tail}".strip()
-                    say("clip_retry", told, logging.WARNING, job=self.job.id, clip=clip + 1)
+                    message = f"{error}\n{error.tail}".strip()
+                    log_event(
+                        "clip_retry", message, logging.WARNING, job=self.job.id, clip=clip + 1
+                    )
 
     def _attempt(self, clip: int, attempt: int) -> None:
         self.progress.update("booting", clip=clip + 1, step=0, steps=STEPS)
         with self.progress.timed("boot", job=self.job.id, clip=clip + 1):
-            comfy = self.fleet.fresh(again=attempt > 1)
-        fixed, started = self.studio.seed, time.monotonic()
+            comfy = self.processes.fresh(again=attempt > 1)
+        fixed, started = self.context.seed, time.monotonic()
         seed = seed_for(self.job.id, clip, attempt)
         if fixed is not None:
             seed = fixed + clip + (attempt - 1) * self.plan.clips
         part = self.job.raw(clip).with_suffix(".part")
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
-            self.fleet.dismiss()
+            self.processes.dismiss()
             self._inspect(clip, attempt, part)
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
             raise explain(error, clip, comfy.tail()) from error
@@ -272,8 +295,8 @@ class Film:
         record = {"seed": seed, "renderSec": spent, "attempts": attempt}
         if refused := read_json(self.job.record(clip)).get("refused"):
             record["refused"] = refused
-        keep_json(self.job.record(clip), record)
-        keep(part, self.job.raw(clip))
+        write_json_durably(self.job.record(clip), record)
+        replace_durably(part, self.job.raw(clip))
 
     def _inspect(self, clip: int, attempt: int, path: Path) -> None:
         """ComfyUI reports success for files that are cut short; CLIP_GATE says what then."""
@@ -285,7 +308,7 @@ class Film:
             if self.settings.clip_gate == "enforce":
                 self._keep_bad(clip, attempt, path)
                 raise
-            say("bad_clip_kept", str(error), logging.WARNING, job=self.job.id, clip=clip + 1)
+            log_event("bad_clip_kept", str(error), logging.WARNING, job=self.job.id, clip=clip + 1)
 
     def _images(self, clip: int) -> dict[Path, str]:
         """Both images of a clip, and names for them.
@@ -298,13 +321,13 @@ class Film:
     def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> dict[str, Any]:
         first, last = (comfy.upload(path, name) for path, name in self._images(clip).items())
         prefix, size = f"ltx-worker/{self.job.id}-{uuid.uuid4().hex[:8]}", render_size(self.size)
-        shot = Shot(clip, first, last, self.plan.prompts[clip], seed, prefix, size)
+        spec = ClipSpec(clip, first, last, self.plan.prompts[clip], seed, prefix, size)
         moments = [time.monotonic()]
 
         def on_step(step: int) -> None:
             # From where the sampler begins, what is left of a clip lasts as long as a boot.
-            if self.studio.expects_more or self.waiting:
-                self.fleet.stand_by()
+            if self.context.expects_more or self.waiting:
+                self.processes.stand_by()
             if step and len(moments) == 1:
                 moments.append(time.monotonic())
                 self.progress.note("load", moments[1] - moments[0], job=self.job.id, clip=clip + 1)
@@ -312,10 +335,10 @@ class Film:
 
         def meanwhile() -> None:
             if self.waiting:
-                self.fleet.prepare(self._images(self.waiting[0]))
+                self.processes.prepare(self._images(self.waiting[0]))
 
         self.progress.update("rendering")
-        outputs = comfy.render(build_workflow(shot, self.settings), on_step, meanwhile)
+        outputs = comfy.render(build_workflow(spec, self.settings), on_step, meanwhile)
         spent = time.monotonic() - moments[-1]
         self.progress.note("render", spent, job=self.job.id, clip=clip + 1, seed=seed)
         return outputs
@@ -328,4 +351,4 @@ class Film:
         with self.progress.timed("join", job=self.job.id):
             self.media.run(join_command(listing, part))
             self.media.check_video(part, KEPT_FRAMES * self.plan.clips, self.size)
-        keep(part, self.job.output)
+        replace_durably(part, self.job.output)

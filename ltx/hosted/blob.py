@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from ltx.cancellation import Halt
-from ltx.errors import Unavailable, Verdict
+from ltx.cancellation import Cancellation
+from ltx.errors import Refusal, Unavailable
 from ltx.files import file_md5
 from ltx.hosted.http import CONNECT_S, NOT_JSON, HeaderAuth, Http, Reply, backoff
 from ltx.settings import Settings
-from ltx.text import as_dict, one_line, say
+from ltx.text import as_dict, log_event, one_line
 
 BLOB_API_VERSION = "12"
 BLOB_TRIES = 4
@@ -35,7 +35,7 @@ def upload_seconds(size: int) -> float:
 
 
 class Slice:
-    """Part of a file as a request body: read in blocks, never whole, and ended by a halt.
+    """Part of a file as a request body: read in blocks, never whole, and ended by a cancellation.
 
     A bytes body would have to be sent within the connect timeout; a file is timed per block.
     """
@@ -69,15 +69,15 @@ BLOB_FIXES = {
 BLOB_TRANSIENT = ("service_unavailable", "internal_server_error", "rate_limited", "unknown_error")
 
 
-def read_blob_error(reply: Reply) -> Unavailable | Verdict:
+def read_blob_error(reply: Reply) -> Unavailable | Refusal:
     """Decides on Vercel's error code, not on the status: transient, or a final refusal."""
     error = as_dict(as_dict(reply.json_or(None)).get("error"))
     code, message = str(error.get("code") or "unknown_error"), one_line(error.get("message", ""))
     if code in BLOB_TRANSIENT:
-        told = f"status {reply.status} {code} {message}"
-        return Unavailable(told.strip(), reply.retry_after())
+        message = f"status {reply.status} {code} {message}"
+        return Unavailable(message.strip(), reply.retry_after())
     hint = BLOB_FIXES.get("access" if " access on a " in message else code, "")
-    return Verdict(reply.status, f"{code}: {message}{f' ({hint})' if hint else ''}")
+    return Refusal(reply.status, f"{code}: {message}{f' ({hint})' if hint else ''}")
 
 
 EMPTY: Mapping[str, str] = {}
@@ -86,8 +86,8 @@ EMPTY: Mapping[str, str] = {}
 class Blob:
     """Vercel Blob, as its own clients speak to it (API version 12)."""
 
-    def __init__(self, settings: Settings, halt: Halt) -> None:
-        self.settings, self.halt = settings, halt
+    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
+        self.settings, self.cancellation = settings, cancellation
         self.store = settings.blob_token.split("_")[3]
         self.http = Http(HeaderAuth("authorization", f"Bearer {settings.blob_token}"))
 
@@ -95,7 +95,7 @@ class Blob:
         """Uploads a file and returns its URL.
 
         Four tries over some seconds. Each begins with a look at what is there, because a try
-        that seemed to fail may have landed. Raises Unavailable when no try got through, Verdict
+        that seemed to fail may have landed. Raises Unavailable when no try got through, Refusal
         for a refusal, JobError when halted.
         """
         request_id = f"{self.store}:{time.time_ns() // 10**6}:{uuid.uuid4().hex[:12]}"
@@ -112,16 +112,18 @@ class Blob:
                 if tries == BLOB_TRIES:
                     raise
                 pause = backoff(tries, asked=error.retry_after)
-                say("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))
-                self.halt.wait(pause)
+                log_event(
+                    "upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1)
+                )
+                self.cancellation.wait(pause)
         raise AssertionError("the last try returns or raises")
 
     def holds(self, pathname: str, headers: Mapping[str, str] = EMPTY) -> dict[str, Any]:
         """What the store has under this name; empty when it has nothing. Raises as put does."""
         try:
             return self._call("GET", "", {"url": pathname}, headers)
-        except Verdict as verdict:
-            if verdict.status == 404:
+        except Refusal as refusal:
+            if refusal.status == 404:
                 return {}
             raise
 
@@ -207,7 +209,7 @@ class Blob:
         deadline = time.monotonic() + upload_seconds(size)
 
         def check(sent: int) -> None:
-            self.halt.check()
+            self.cancellation.check()
             if time.monotonic() > deadline:
                 raise TimeoutError("the upload is too slow")
             on_sent(sent)
@@ -227,7 +229,7 @@ class Blob:
         work = functools.partial(self.http.exchange, method, url, params=params, **body)
         headers = {**fixed, **headers}
         longest = CONNECT_S + BLOB_CALL_S + upload_seconds(len(body.get("data", b"")))
-        reply = self.halt.call(lambda: work(headers=headers, seconds=BLOB_CALL_S), longest)
+        reply = self.cancellation.call(lambda: work(headers=headers, seconds=BLOB_CALL_S), longest)
         if not reply.ok:
             raise read_blob_error(reply)
         answer = reply.json_or(NOT_JSON)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.errors import JobError, Unavailable
 from ltx.hosted.http import CONNECT_S, Http, Reply, TooLarge, backoff
 from ltx.job import MAX_FRAME_BYTES
@@ -90,8 +90,8 @@ def connect_first(addresses: Sequence[str], port: int, timeout: float) -> socket
 class FrameHost:
     """Downloads frames from wherever a job says, but not from inside this network."""
 
-    def __init__(self, settings: Settings, halt: Halt) -> None:
-        self.halt = halt
+    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
+        self.cancellation = cancellation
         # A proxy would resolve names itself and make the address check worthless.
         connect = functools.partial(connect_allowed, allowed=settings.frame_hosts)
         self.http = Http(proxies=False, connect=connect)
@@ -109,7 +109,7 @@ class FrameHost:
                     raise JobError("frame_invalid", f"{where}: it is above 64 MB.") from error
                 if tries == FRAME_TRIES:
                     raise JobError("frame_unavailable", f"{where}: {error}.") from error
-                self.halt.wait(backoff(tries, cap=10, asked=error.retry_after))
+                self.cancellation.wait(backoff(tries, cap=10, asked=error.retry_after))
 
     def _follow(self, url: str, path: Path) -> None:
         """Redirects are followed by hand: requests would read their bodies whole."""
@@ -132,4 +132,4 @@ class FrameHost:
         options: dict[str, Any] = {"limit": MAX_FRAME_BYTES, "seconds": FRAME_SECONDS}
         with path.open("wb") as file:
             work = functools.partial(self.http.exchange, "GET", url, sink=file, **options)
-            return self.halt.call(work, CONNECT_S + FRAME_SECONDS)
+            return self.cancellation.call(work, CONNECT_S + FRAME_SECONDS)

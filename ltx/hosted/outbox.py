@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ltx.cancellation import Halt
-from ltx.errors import ConfigError, JobError, Unavailable, Verdict
+from ltx.cancellation import Cancellation
+from ltx.errors import ConfigError, JobError, Refusal, Unavailable
 from ltx.files import read_json
 from ltx.hosted.blob import Blob
 from ltx.hosted.http import backoff
@@ -17,7 +17,7 @@ from ltx.hosted.queue_api import QueueApi
 from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
 from ltx.progress import Progress
 from ltx.settings import Settings
-from ltx.text import as_dict, one_line, say
+from ltx.text import as_dict, log_event, one_line
 
 OUTCOME_RETRIES = 3
 PARKED_CAP_S = 300.0
@@ -32,10 +32,15 @@ class Outbox:
     """
 
     def __init__(
-        self, settings: Settings, halt: Halt, api: QueueApi, progress: Progress, probe: Probe
+        self,
+        settings: Settings,
+        cancellation: Cancellation,
+        api: QueueApi,
+        progress: Progress,
+        probe: Probe,
     ) -> None:
-        self.halt, self.api, self.progress, self.probe = halt, api, progress, probe
-        self.blob = Blob(settings, halt)
+        self.cancellation, self.api, self.progress, self.probe = cancellation, api, progress, probe
+        self.blob = Blob(settings, cancellation)
         self.parked: dict[str, tuple[int, float]] = {}
         self.delivered = 0
 
@@ -63,13 +68,15 @@ class Outbox:
             except Unavailable as error:
                 tries += 1
                 if tries == 1 or tries % 10 == 0:
-                    say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                    log_event(
+                        "deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries
+                    )
                 pause = backoff(tries, PARKED_CAP_S, error.retry_after)
                 self.park(job, tries, pause)
                 # An upload has had its tries; other jobs need not wait for the store to come back.
-                if again == retries or self.halt.stopping or not job.outcome.exists():
+                if again == retries or self.cancellation.stopping or not job.outcome.exists():
                     return
-                self.halt.wait(backoff(tries, asked=error.retry_after))
+                self.cancellation.wait(backoff(tries, asked=error.retry_after))
 
     def _tell(self, job: Job) -> None:
         if not read_json(job.outcome).get("verb"):
@@ -79,22 +86,22 @@ class Outbox:
         self.progress.update("reporting")
         try:
             self._report(job, verb, as_dict(outcome.get("body")))
-        except Verdict as verdict:
-            told = f"The hosted side decided otherwise: {verdict}."
-            say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
+        except Refusal as refusal:
+            message = f"The hosted side decided otherwise: {refusal}."
+            log_event("outcome_refused", message, logging.WARNING, job=job.id, verb=verb)
         except ConfigError as error:
             # The next poll ends the worker with this; the outcome waits for the right secret.
             raise Unavailable(str(error)) from error
         else:
             self.delivered += verb == "complete"
-            say("delivered", job=job.id, verb=verb)
+            log_event("delivered", job=job.id, verb=verb)
 
     def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
         try:
             self.api.finish(job.id, verb, body)
-        except Verdict as verdict:
+        except Refusal as refusal:
             # The lease may have run out in an outage; a film is worth asking for the job again.
-            if verb != "complete" or verdict.status != 409:
+            if verb != "complete" or refusal.status != 409:
                 raise
             self.api.claim(job.id)
             self.api.finish(job.id, verb, body)
@@ -109,9 +116,9 @@ class Outbox:
         try:
             with self.progress.timed("upload", job=job.id, bytes=size):
                 url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
-        except Verdict as verdict:
-            say("upload_refused", str(verdict), logging.ERROR, job=job.id)
-            error = JobError("upload_failed", one_line(verdict))
+        except Refusal as refusal:
+            log_event("upload_refused", str(refusal), logging.ERROR, job=job.id)
+            error = JobError("upload_failed", one_line(refusal))
             return job.conclude("fail", {"error": error.report()})
         job.conclude("complete", self._describe(job, url))
 

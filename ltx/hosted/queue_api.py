@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ltx.cancellation import Halt
-from ltx.errors import ConfigError, Unavailable, Verdict
+from ltx.cancellation import Cancellation
+from ltx.errors import ConfigError, Refusal, Unavailable
 from ltx.hosted.http import CONNECT_S, READ_S, HeaderAuth, Http, Reply, parse_retry_after
 from ltx.settings import VERSION, Settings
 from ltx.text import MAX_OFFER_BYTES, as_dict, one_line, parse_utc
@@ -28,10 +28,10 @@ class QueueApi:
     says.
     """
 
-    VERDICTS = (404, 409, 410, 422)
+    REFUSALS = (404, 409, 410, 422)
 
-    def __init__(self, settings: Settings, halt: Halt | None) -> None:
-        self.settings, self.halt = settings, halt
+    def __init__(self, settings: Settings, cancellation: Cancellation | None) -> None:
+        self.settings, self.cancellation = settings, cancellation
         self.http = Http(HeaderAuth("x-videogen-secret", settings.secret))
         self.skew = 0.0
 
@@ -47,15 +47,15 @@ class QueueApi:
 
     def _ask(self, method: str, path: str, **options: Any) -> Reply:
         url = f"{self.settings.api_url}/api/videogen/{path}"
-        if self.halt is None:
+        if self.cancellation is None:
             return self.http.exchange(method, url, **options)
-        last = self.halt.stopping
+        last = self.cancellation.stopping
         seconds = DRAIN_CALL_S if last else CONNECT_S + READ_S
         work = functools.partial(self.http.exchange, method, url, **options)
-        return self.halt.call(work, seconds, last=last)
+        return self.cancellation.call(work, seconds, last=last)
 
     def _read(self, reply: Reply, absent: Sequence[int] = ()) -> Any:
-        told = one_line(reply.body.decode(errors="replace"), 200)
+        message = one_line(reply.body.decode(errors="replace"), 200)
         if (ahead := parse_retry_after(reply.headers.get("date"), time.time())) is not None:
             self.skew = ahead
         if 300 <= reply.status < 400:
@@ -66,10 +66,10 @@ class QueueApi:
                 f"The API at {self.settings.api_url} refused VIDEOGEN_WORKER_SECRET "
                 f"({reply.status}): set the same secret here and there."
             )
-        if reply.status in absent or (reply.status in self.VERDICTS and not reply.is_opaque):
-            raise Verdict(reply.status, told)
+        if reply.status in absent or (reply.status in self.REFUSALS and not reply.is_opaque):
+            raise Refusal(reply.status, message)
         if not reply.ok or reply.is_opaque:
-            raise Unavailable(f"status {reply.status}: {told}", reply.retry_after())
+            raise Unavailable(f"status {reply.status}: {message}", reply.retry_after())
         return reply.json_or(None)
 
     def register(self, gpu: Mapping[str, object] | None) -> None:

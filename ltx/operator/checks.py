@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.comfyui.client import Comfy
-from ltx.comfyui.standby import ComfyFleet
-from ltx.comfyui.workflow import Shot, build_workflow
-from ltx.errors import ConfigError, JobError, Unavailable, Verdict
+from ltx.comfyui.standby import ComfyProcesses
+from ltx.comfyui.workflow import ClipSpec, build_workflow
+from ltx.errors import ConfigError, JobError, Refusal, Unavailable
 from ltx.files import with_worker_id
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import Media, ffmpeg_command, read_picture
@@ -46,13 +46,13 @@ class Finding(NamedTuple):
     next: str = ""
 
 
-class Patient:
+class DoctorContext:
     """What the checks look at. A ComfyUI that they booted ends with the context."""
 
-    def __init__(self, settings: Settings, halt: Halt) -> None:
-        self.settings, self.halt = settings, halt
-        self.media = Media(settings, halt)
-        self.comfy = Comfy(settings.comfyui_url, halt)
+    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
+        self.settings, self.cancellation = settings, cancellation
+        self.media = Media(settings, cancellation)
+        self.comfy = Comfy(settings.comfyui_url, cancellation)
         self.undo = contextlib.ExitStack()
 
     def boot(self) -> None:
@@ -61,37 +61,37 @@ class Patient:
         url = url._replace(netloc=f"{url.hostname}:{free_port()}")
         folder = self.undo.enter_context(tempfile.TemporaryDirectory(prefix="ltx-doctor-"))
         own = dataclasses.replace(self.settings, comfyui_url=url.geturl(), state_dir=Path(folder))
-        fleet = ComfyFleet(own, self.halt)
-        self.undo.callback(fleet.stop)
-        self.comfy = fleet.fresh()
+        processes = ComfyProcesses(own, self.cancellation)
+        self.undo.callback(processes.stop)
+        self.comfy = processes.fresh()
 
 
-Told = tuple[str, str, str]
-Examination = Callable[[Patient], Iterator[Told]]
+Answer = tuple[str, str, str]
+Examination = Callable[[DoctorContext], Iterator[Answer]]
 
 
 class Check(NamedTuple):
     """One entry of the doctor's table.
 
-    look: yields status, detail and next command; what it raises is a FAIL with `fix`.
+    run: yields status, detail and next command; what it raises is a FAIL with `fix`.
     needs: the checks that this one makes no sense without.
     """
 
     name: str
-    look: Examination
+    run: Examination
     needs: tuple[str, ...] = ()
     fix: str = ""
 
 
-def look_at_programs(_patient: Patient) -> Iterator[Told]:
+def check_programs(_context: DoctorContext) -> Iterator[Answer]:
     check_tools()
     yield "OK", "ffmpeg, ffprobe", ""
 
 
-def look_at_ffmpeg(patient: Patient) -> Iterator[Told]:
+def check_ffmpeg(context: DoctorContext) -> Iterator[Answer]:
     fix = "sudo apt install ffmpeg"
-    filters = ask(patient.settings, "ffmpeg", "-hide_banner", "-filters")
-    codecs = ask(patient.settings, "ffmpeg", "-hide_banner", "-codecs")
+    filters = ask(context.settings, "ffmpeg", "-hide_banner", "-filters")
+    codecs = ask(context.settings, "ffmpeg", "-hide_banner", "-codecs")
     found = set(re.findall(r"^ ?[.A-Z|]{2,3} (\w+) ", filters, re.MULTILINE))
     for name in sorted(set(FILTERS) - found):
         yield "FAIL", f"ffmpeg has no filter {name}", fix
@@ -103,40 +103,42 @@ def look_at_ffmpeg(patient: Patient) -> Iterator[Told]:
     yield "OK", f"{len(FILTERS)} filters, {len(DECODERS)} decoders, {H264['c:v']}", ""
 
 
-def look_at_interpreter(patient: Patient) -> Iterator[Told]:
-    python, folder = patient.settings.comfyui_python, patient.settings.comfyui_dir
-    version = ask(patient.settings, python, "-S", "-c", "import sys; print(sys.version.split()[0])")
+def check_interpreter(context: DoctorContext) -> Iterator[Answer]:
+    python, folder = context.settings.comfyui_python, context.settings.comfyui_dir
+    version = ask(context.settings, python, "-S", "-c", "import sys; print(sys.version.split()[0])")
     if version:
         yield "OK", f"{folder}, Python {version}", ""
     else:
         yield "FAIL", f"COMFYUI_PYTHON={python} does not run", f"{shlex.quote(python)} --version"
 
 
-def look_at_api(patient: Patient) -> Iterator[Told]:
-    settings = with_worker_id(patient.settings)
-    api = QueueApi(settings, patient.halt)
+def check_api(context: DoctorContext) -> Iterator[Answer]:
+    settings = with_worker_id(context.settings)
+    api = QueueApi(settings, context.cancellation)
     try:
         api.register(read_gpu(settings))
         yield "OK", f"{settings.api_url} takes our secret", ""
-    except Verdict:
+    except Refusal:
         yield "WARN", "it has no register call, so the secret is untested", ""
     except Unavailable as error:
         yield "FAIL", one_line(error), f"curl -i {settings.api_url}"
     if abs(api.skew) > MAX_SKEW_S:
-        told = f"our clock is {abs(api.skew):.0f} s {'behind' if api.skew > 0 else 'ahead of'} it"
-        yield "WARN", told, "sudo timedatectl set-ntp true"
+        message = (
+            f"our clock is {abs(api.skew):.0f} s {'behind' if api.skew > 0 else 'ahead of'} it"
+        )
+        yield "WARN", message, "sudo timedatectl set-ntp true"
 
 
-def look_at_blob(patient: Patient) -> Iterator[Told]:
+def check_blob(context: DoctorContext) -> Iterator[Answer]:
     try:
-        Blob(patient.settings, patient.halt).probe()
+        Blob(context.settings, context.cancellation).probe()
         yield "OK", "a small object was put, looked at and deleted", ""
     except Unavailable as error:
-        yield "FAIL", one_line(error), f"curl -i {patient.settings.blob_api_url}"
+        yield "FAIL", one_line(error), f"curl -i {context.settings.blob_api_url}"
 
 
-def look_at_watermark(patient: Patient) -> Iterator[Told]:
-    path, media = patient.settings.watermark, patient.media
+def check_watermark(context: DoctorContext) -> Iterator[Answer]:
+    path, media = context.settings.watermark, context.media
     fix = f"file {shlex.quote(str(path))}"
     try:
         size = media.check_watermark(path)
@@ -152,35 +154,37 @@ def look_at_watermark(patient: Patient) -> Iterator[Told]:
     yield "OK", f"{size.width}x{size.height}, with transparency", ""
 
 
-def look_at_disk(patient: Patient) -> Iterator[Told]:
-    state, needed = patient.settings.state_dir, job_bytes(patient.settings.size)
+def check_disk(context: DoctorContext) -> Iterator[Answer]:
+    state, needed = context.settings.state_dir, job_bytes(context.settings.size)
     there = next(folder for folder in (state, *state.parents) if folder.is_dir())
-    told = f"{shutil.disk_usage(there).free >> 20} MB free in {there}, a job may need"
-    told = f"{told} {needed >> 20}"
+    message = f"{shutil.disk_usage(there).free >> 20} MB free in {there}, a job may need"
+    message = f"{message} {needed >> 20}"
     fits = shutil.disk_usage(there).free >= needed
     yield (
-        ("OK", told, "") if fits else ("FAIL", told, f"du -xh {shlex.quote(str(there))} | sort -h")
+        ("OK", message, "")
+        if fits
+        else ("FAIL", message, f"du -xh {shlex.quote(str(there))} | sort -h")
     )
 
 
-def look_at_memory(_patient: Patient) -> Iterator[Told]:
+def check_memory(_context: DoctorContext) -> Iterator[Answer]:
     yield weigh_memory(Path("/proc/meminfo").read_text())
 
 
-def weigh_memory(meminfo: str) -> Told:
+def weigh_memory(meminfo: str) -> Answer:
     """Judges the text of /proc/meminfo."""
     sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.MULTILINE))
     ram, swap = (int(sizes.get(name, 0)) / 2**20 for name in ("MemTotal", "SwapTotal"))
-    told = f"{ram:.0f} GB RAM, {swap:.0f} GB swap"
+    message = f"{ram:.0f} GB RAM, {swap:.0f} GB swap"
     if ram + swap >= CLIP_RAM_GB:
-        return "OK", told, ""
+        return "OK", message, ""
     why = f"one ComfyUI with a GGUF encoder held {CLIP_RAM_GB} GB after its first clip"
     make = "sudo fallocate -l 32G /swapfile && sudo chmod 600 /swapfile"
-    return "WARN", f"{told}; {why}", f"{make} && sudo mkswap /swapfile && sudo swapon /swapfile"
+    return "WARN", f"{message}; {why}", f"{make} && sudo mkswap /swapfile && sudo swapon /swapfile"
 
 
-def look_at_gpu(patient: Patient) -> Iterator[Told]:
-    match ask_gpu(patient.settings, "name", "memory.total", "driver_version"):
+def check_gpu(context: DoctorContext) -> Iterator[Answer]:
+    match ask_gpu(context.settings, "name", "memory.total", "driver_version"):
         case [name, megabytes, driver] if megabytes.isdecimal():
             yield "OK", f"{name}, {megabytes} MB, driver {driver}", ""
         case _:
@@ -189,33 +193,33 @@ def look_at_gpu(patient: Patient) -> Iterator[Told]:
     if int(megabytes) < TRIED_VRAM_MB:
         why = "the recipe was tried with 32 GB; workflows/ has a graph for small cards"
         yield "WARN", f"{megabytes} MB of memory: {why}", ""
-    compute = ask_gpu(patient.settings, "compute_cap")
+    compute = ask_gpu(context.settings, "compute_cap")
     if "".join(compute).startswith("12.") or re.search(r"RTX 50\d\d", name):
-        for is_risky, told, fix in BLACKWELL_RISKS:
-            if is_risky(patient.settings):
-                yield "WARN", f"Blackwell: {told}", f"{EDIT}  (set {fix})"
+        for is_risky, message, fix in BLACKWELL_RISKS:
+            if is_risky(context.settings):
+                yield "WARN", f"Blackwell: {message}", f"{EDIT}  (set {fix})"
 
 
-def look_at_comfyui(patient: Patient) -> Iterator[Told]:
-    settings = patient.settings
-    if patient.comfy.answers():
-        how = f"answers at {patient.comfy.url} and is not ended by us"
+def check_comfyui(context: DoctorContext) -> Iterator[Answer]:
+    settings = context.settings
+    if context.comfy.answers():
+        how = f"answers at {context.comfy.url} and is not ended by us"
     else:
         try:
-            patient.boot()
+            context.boot()
         except JobError as error:
             folder, python = settings.comfyui_dir, settings.comfyui_python
             why = " ".join([error.detail, *error.tail.splitlines()[-1:]])
             yield "FAIL", why, f"cd {shlex.quote(str(folder))} && {shlex.quote(python)} main.py"
             return
         how = f"boots from {settings.comfyui_dir}"
-    yield "OK", f"{patient.comfy.describe()} {how}", ""
+    yield "OK", f"{context.comfy.describe()} {how}", ""
 
 
-def look_at_workflow(patient: Patient) -> Iterator[Told]:
-    settings, comfy = patient.settings, patient.comfy
-    shot = Shot(0, "first.png", "last.png", "", 0, "probe", render_size(settings.size))
-    workflow = build_workflow(shot, settings)
+def check_workflow(context: DoctorContext) -> Iterator[Answer]:
+    settings, comfy = context.settings, context.comfy
+    spec = ClipSpec(0, "first.png", "last.png", "", 0, "probe", render_size(settings.size))
+    workflow = build_workflow(spec, settings)
     for gap in comfy.gaps(workflow):
         yield "FAIL", gap.detail, install_command(gap.detail, settings)
     packs = settings.comfyui_dir / "custom_nodes"
@@ -229,9 +233,9 @@ def look_at_workflow(patient: Patient) -> Iterator[Told]:
             fix = f"git -C {shlex.quote(str(packs / pack))} pull"
             yield "FAIL", f"{pack} is too old to load Gemma 3 (it is from before 2026)", fix
     if [*packs.glob("*LTXVideo*")] and not parts["LTXVSaveConditioning"]:
-        told = "the LTXVideo pack is installed but did not load; kornia 0.8.3 and newer break it"
+        message = "the LTXVideo pack is installed but did not load; kornia 0.8.3 and newer break it"
         fix = f"{shlex.quote(settings.comfyui_python)} -m pip install kornia==0.8.2"
-        yield "WARN", f"{told} (this workflow does not need it)", fix
+        yield "WARN", f"{message} (this workflow does not need it)", fix
     yield "OK", f"{len(workflow)} nodes with their inputs and model files are there", ""
 
 
@@ -251,7 +255,7 @@ def install_command(lack: str, settings: Settings) -> str:
     return f"ls {folder}/{found[0]}" if found else f"git -C {folder} pull"
 
 
-def look_at_env_file(_patient: Patient) -> Iterator[Told]:
+def check_env_file(_context: DoctorContext) -> Iterator[Answer]:
     if not ENV_FILE.exists():
         yield "OK", "there is none; the settings are the environment's", ""
     elif ENV_FILE.stat().st_mode & 0o077:
@@ -261,8 +265,8 @@ def look_at_env_file(_patient: Patient) -> Iterator[Told]:
         yield "OK", f"{ENV_FILE} is readable by its owner alone", ""
 
 
-def look_at_service(patient: Patient) -> Iterator[Told]:
-    settings, unit = patient.settings, "ltx-worker.service"
+def check_service(context: DoctorContext) -> Iterator[Answer]:
+    settings, unit = context.settings, "ltx-worker.service"
     show = ("systemctl", "--user", "show", "--value", "-p")
     loaded = ask(settings, *show, "LoadState", unit)
     if not loaded:
@@ -316,20 +320,20 @@ MODEL_SOURCES = {
 EDIT = f"nano {shlex.quote(str(ENV_FILE))}"
 # What is quick and would make every job fail, so that `run` and `render` do not start.
 GATE = (
-    Check("programs", look_at_programs, fix="sudo apt install ffmpeg"),
-    Check("interpreter", look_at_interpreter, fix=EDIT),
+    Check("programs", check_programs, fix="sudo apt install ffmpeg"),
+    Check("interpreter", check_interpreter, fix=EDIT),
 )
 CHECKS = (
-    Check("env file", look_at_env_file),
+    Check("env file", check_env_file),
     *GATE,
-    Check("ffmpeg", look_at_ffmpeg, ("programs",)),
-    Check("api", look_at_api, fix=EDIT),
-    Check("blob", look_at_blob, fix=EDIT),
-    Check("watermark", look_at_watermark, ("programs",), EDIT),
-    Check("disk", look_at_disk),
-    Check("memory", look_at_memory),
-    Check("gpu", look_at_gpu),
-    Check("comfyui", look_at_comfyui, ("interpreter",), EDIT),
-    Check("workflow", look_at_workflow, ("comfyui",), "ltx_worker.py doctor"),
-    Check("service", look_at_service),
+    Check("ffmpeg", check_ffmpeg, ("programs",)),
+    Check("api", check_api, fix=EDIT),
+    Check("blob", check_blob, fix=EDIT),
+    Check("watermark", check_watermark, ("programs",), EDIT),
+    Check("disk", check_disk),
+    Check("memory", check_memory),
+    Check("gpu", check_gpu),
+    Check("comfyui", check_comfyui, ("interpreter",), EDIT),
+    Check("workflow", check_workflow, ("comfyui",), "ltx_worker.py doctor"),
+    Check("service", check_service),
 )

@@ -9,18 +9,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ltx.cancellation import Halt
-from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.cancellation import Cancellation
+from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import JobError, UsageError
 from ltx.files import hand_out, state_folder
-from ltx.film.film import Film, Studio
+from ltx.film.film import Film, RenderContext
 from ltx.job import MAX_FRAMES, Job, Plan, render_size, seed_for
 from ltx.operator.checks import GATE
 from ltx.operator.console import Bar, signals, start_logging
 from ltx.operator.doctor import check_box
-from ltx.progress import Pace, Progress
+from ltx.progress import Progress, StageDurations
 from ltx.settings import RENDER_NEEDS, Settings, read_environ
-from ltx.text import say
+from ltx.text import log_event
 
 
 def render_command(options: argparse.Namespace) -> int:
@@ -29,30 +29,30 @@ def render_command(options: argparse.Namespace) -> int:
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
     handler = start_logging(settings)
-    halt, progress = Halt(), Progress(Pace(settings))
-    check_box(settings, halt, GATE)
+    cancellation, progress = Cancellation(), Progress(StageDurations(settings))
+    check_box(settings, cancellation, GATE)
     with (
         state_folder(settings),
-        signals(halt),
+        signals(cancellation),
         tempfile.TemporaryDirectory(prefix="render-", dir=settings.state_dir) as folder,
     ):
         job = Job(Path(folder) / "render")
         job.create(None)
         progress.begin("render")
-        halt.on_tick = Bar(progress, handler).draw
-        studio = Studio(settings, halt, progress, options.seed)
+        cancellation.on_tick = Bar(progress, handler).draw
+        context = RenderContext(settings, cancellation, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
-            Film(studio, job, plan).make(copy_frame)
+            Film(context, job, plan).make(copy_frame)
         except JobError as error:
             handler.draw("")
-            told = f"{error}\n{error.tail}".strip()
-            if halt.stopping:
-                told = "Stopped before the film was done; nothing was left running."
-            say("render_failed", told, logging.ERROR)
+            message = f"{error}\n{error.tail}".strip()
+            if cancellation.stopping:
+                message = "Stopped before the film was done; nothing was left running."
+            log_event("render_failed", message, logging.ERROR)
             return 1
         finally:
-            studio.fleet.stop()
+            context.processes.stop()
             handler.draw("")
             if options.keep:
                 keep_clips(job, clips_folder(options.output))
@@ -106,6 +106,6 @@ def workflow_command(options: argparse.Namespace) -> int:
     settings = Settings.load(read_environ(), needed=())
     seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
     names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
-    shot = Shot(options.clip, *names, render_size(settings.size), options.negative)
-    print(json.dumps(build_workflow(shot, settings), indent=2))
+    spec = ClipSpec(options.clip, *names, render_size(settings.size), options.negative)
+    print(json.dumps(build_workflow(spec, settings), indent=2))
     return 0

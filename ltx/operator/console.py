@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ltx.cancellation import Halt
+from ltx.cancellation import Cancellation
 from ltx.progress import Progress
 from ltx.settings import Settings
 from ltx.text import log, one_line, redact
@@ -99,16 +99,18 @@ class Bar:
         """At most `columns` - 1 characters, so that it never wraps; empty when idle."""
         if not self.progress.job_id:
             return ""
-        told = self.progress.snapshot()
-        self._time_steps(told, now)
+        snapshot = self.progress.snapshot()
+        self._time_steps(snapshot, now)
         text = f"{self.progress.sentence()}{self.rate}"
         width = min(self.WIDTH, columns - len(text) - 4)
-        full = round(max(0, width) * told["percent"] / 100)
+        full = round(max(0, width) * snapshot["percent"] / 100)
         bar = f"[{'█' * full}{'░' * (width - full)}] " if width >= 5 else ""
         return f"{bar}{text}"[: columns - 1]
 
-    def _time_steps(self, told: Mapping[str, Any], now: float) -> None:
-        clip, step = (told["clip"], told["step"]) if told["stage"] == "rendering" else (0, 0)
+    def _time_steps(self, snapshot: Mapping[str, Any], now: float) -> None:
+        clip, step = (
+            (snapshot["clip"], snapshot["step"]) if snapshot["stage"] == "rendering" else (0, 0)
+        )
         if not step:
             self.first, self.rate = (0, 0, now), ""
         elif clip != self.first[0]:
@@ -127,14 +129,14 @@ def terminal_width() -> int:
 
 
 @contextlib.contextmanager
-def signals(halt: Halt) -> Iterator[None]:
+def signals(cancellation: Cancellation) -> Iterator[None]:
     """The first SIGTERM or SIGINT drains, a second one ends at once."""
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def stop(_number: int, _frame: object) -> None:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-        halt.stop()
+        cancellation.stop()
 
     before = [signal.signal(number, stop) for number in numbers]
     try:

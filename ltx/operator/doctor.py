@@ -7,15 +7,15 @@ import contextlib
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
 
-from ltx.cancellation import Halt
-from ltx.errors import ConfigError, JobError, ToolFailed, Unavailable, Verdict
-from ltx.operator.checks import CHECKS, EDIT, Check, Finding, Patient
+from ltx.cancellation import Cancellation
+from ltx.errors import ConfigError, JobError, Refusal, ToolFailed, Unavailable
+from ltx.operator.checks import CHECKS, EDIT, Check, DoctorContext, Finding
 from ltx.operator.console import signals
 from ltx.settings import Settings, read_environ
 from ltx.text import one_line, redact
 
 
-def examine(patient: Patient, checks: Iterable[Check]) -> Iterator[Finding]:
+def examine(context: DoctorContext, checks: Iterable[Check]) -> Iterator[Finding]:
     """Goes through the table; what hangs on a failed check is skipped."""
     failed = set[str]()
     for check in checks:
@@ -24,26 +24,26 @@ def examine(patient: Patient, checks: Iterable[Check]) -> Iterator[Finding]:
             yield Finding(check.name, "WARN", f"skipped, as {lost[0]} failed")
             continue
         try:
-            told = list(check.look(patient))
-        except (JobError, ConfigError, Unavailable, Verdict, ToolFailed, OSError) as error:
-            if patient.halt.stopping:
+            message = list(check.run(context))
+        except (JobError, ConfigError, Unavailable, Refusal, ToolFailed, OSError) as error:
+            if context.cancellation.stopping:
                 raise
-            told = [("FAIL", str(error), check.fix)]
+            message = [("FAIL", str(error), check.fix)]
         # An OK that came after a complaint is none.
-        bad = [one for one in told if one[0] != "OK"] or told
+        bad = [one for one in message if one[0] != "OK"] or message
         failed.update(check.name for status, _, _ in bad if status == "FAIL")
         yield from (Finding(check.name, *one) for one in bad)
 
 
-def check_box(settings: Settings, halt: Halt, checks: Iterable[Check]) -> None:
+def check_box(settings: Settings, cancellation: Cancellation, checks: Iterable[Check]) -> None:
     """The checks that are quick, before any work. Raises ConfigError with all that FAILs."""
-    found = examine(Patient(settings, halt), checks)
+    found = examine(DoctorContext(settings, cancellation), checks)
     bad = [f"{one.detail}. Next: {one.next}" for one in found if one.status == "FAIL"]
     if bad:
         raise ConfigError(*bad)
 
 
-def diagnose(environ: Mapping[str, str], halt: Halt) -> Generator[Finding]:
+def diagnose(environ: Mapping[str, str], cancellation: Cancellation) -> Generator[Finding]:
     """The settings, then the whole table."""
     try:
         settings = Settings.load(environ)
@@ -54,15 +54,15 @@ def diagnose(environ: Mapping[str, str], halt: Halt) -> Generator[Finding]:
         return
     redact.hide(settings.secrets)
     yield Finding("settings", "OK", "all there")
-    patient = Patient(settings, halt)
-    with patient.undo:
-        yield from examine(patient, CHECKS)
+    context = DoctorContext(settings, cancellation)
+    with context.undo:
+        yield from examine(context, CHECKS)
 
 
 def doctor_command(options: argparse.Namespace) -> int:
     """Says what is wrong with this box and what to do next; 0 only when nothing FAILs."""
-    halt, findings = Halt(), list[Finding]()
-    with signals(halt), contextlib.closing(diagnose(read_environ(), halt)) as found:
+    cancellation, findings = Cancellation(), list[Finding]()
+    with signals(cancellation), contextlib.closing(diagnose(read_environ(), cancellation)) as found:
         for finding in found:
             findings.append(finding)
             if not options.json:
