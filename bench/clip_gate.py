@@ -35,7 +35,8 @@ from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.errors import ToolFailed
 from ltx.film.clip_gate import ALIKE, ClipMeasures, judge, limits, measure_command, read_measures
-from ltx.film.ffmpeg import Media, center_crop, ffmpeg_command
+from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.pictures import center_crop
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
 from ltx.text import MAX_JSON_BYTES, one_line

@@ -20,7 +20,8 @@ from ltx.comfyui.answers import find_gaps
 from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.film.clip_gate import measure_command
 from ltx.film.clips import Placement, contact_sheet, trim_command
-from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
+from ltx.film.ffmpeg import ffmpeg_command
+from ltx.film.pictures import UPRIGHT
 from ltx.operator.checks import (
     CHECKS,
     FILTERS,

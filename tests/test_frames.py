@@ -23,7 +23,8 @@ from PIL import Image, ImageOps
 
 from ltx.cancellation import Cancellation
 from ltx.errors import ToolFailed, Unavailable
-from ltx.film.ffmpeg import Media, exif_orientation
+from ltx.film.ffmpeg import Media
+from ltx.film.pictures import check_picture, exif_orientation, prepare_frame
 from ltx.hosted.frames import is_public
 from ltx.hosted.http import Http
 from ltx.settings import Settings, Size
@@ -426,7 +427,7 @@ def prepare(media: Media, folder: Path, content: bytes, shape: Size = SHAPE) -> 
     """The picture that would be uploaded to ComfyUI for this file."""
     source, target = folder / "source", folder / "target.png"
     source.write_bytes(content)
-    media.prepare_frame(media.check_picture(source), target, shape)
+    prepare_frame(media, check_picture(media, source), target, shape)
     with Image.open(target) as image:
         assert image.size == tuple(shape)
         assert image.mode == "RGB"

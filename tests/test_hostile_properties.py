@@ -21,7 +21,7 @@ from ltx.comfyui.answers import find_video, read_history, read_rejection
 from ltx.comfyui.client import Comfy, ComfyLost
 from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import FAULTS, JobError
-from ltx.film.ffmpeg import exif_orientation, sniff_demuxer
+from ltx.film.pictures import exif_orientation, sniff_demuxer
 from ltx.hosted.blob import read_blob_error
 from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
 from ltx.hosted.http import Reply, parse_retry_after

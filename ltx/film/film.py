@@ -22,6 +22,7 @@ from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clip_gate import judge, measure_command, read_measures
 from ltx.film.clips import Placement, contact_sheet, join_command, place_watermark, trim_command
 from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.pictures import check_picture, check_watermark, prepare_frame
 from ltx.job import CLIP_FRAMES, KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.process import Child
 from ltx.progress import Progress
@@ -119,7 +120,7 @@ class Film:
         """Leaves the film in job.output; fetch(url, path, field) brings a frame."""
         self.progress.update("checking", clips=self.plan.clips)
         if self.plan.watermark:
-            self.mark = self.media.check_watermark(self.settings.watermark)
+            self.mark = check_watermark(self.media, self.settings.watermark)
         try:
             if not all(self.job.clip(clip).exists() for clip in range(self.plan.clips)):
                 self.processes.warm()
@@ -148,11 +149,11 @@ class Film:
             for number in range(len(self.plan.frames)):
                 source, frame = self.job.source(number), self.job.frame(number)
                 try:
-                    picture = self.media.check_picture(source)
+                    picture = check_picture(self.media, source)
                     if number == 0 and picture.size.height > picture.size.width:
                         self.size = Size(*self.size[::-1])
                     if not frame.exists():
-                        self.media.prepare_frame(picture, frame, render_size(self.size))
+                        prepare_frame(self.media, picture, frame, render_size(self.size))
                 except ToolFailed as error:
                     message = f"stageData.frames[{number}]: {one_line(error)}."
                     raise JobError("frame_invalid", message) from error

@@ -20,6 +20,7 @@ from ltx.comfyui.standby import ComfyProcesses
 from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import ConfigError, JobError, Refusal, Unavailable
 from ltx.files import with_worker_id
+from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import Media, ffmpeg_command, read_picture
 from ltx.hosted.blob import Blob
@@ -141,7 +142,7 @@ def check_watermark(context: DoctorContext) -> Iterator[Answer]:
     path, media = context.settings.watermark, context.media
     fix = f"file {shlex.quote(str(path))}"
     try:
-        size = media.check_watermark(path)
+        size = pictures.check_watermark(media, path)
     except JobError as error:
         yield "FAIL", error.detail, fix
         return
