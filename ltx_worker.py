@@ -51,9 +51,9 @@ from ltx.errors import (
 from ltx.files import state_folder, with_worker_id, write_json
 from ltx.film.film import Film, RenderContext
 from ltx.hosted.frames import FrameHost
-from ltx.hosted.http import backoff
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
 from ltx.hosted.queue_api import QueueApi
+from ltx.hosted.retry import Outage, Retry, backoff
 from ltx.job import JOB_ID, MAX_FRAMES, Job, job_bytes, parse_stage_data
 from ltx.operator.checks import GATE
 from ltx.operator.commands import render_command, workflow_command
@@ -63,7 +63,7 @@ from ltx.operator.status import status_command
 from ltx.process import read_gpu, sweep_leftovers
 from ltx.progress import Progress, StageDurations
 from ltx.settings import VERSION, Settings, read_environ
-from ltx.text import Outage, as_dict, as_list, format_utc, log, log_event, one_line
+from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
 # After three jobs in a row that failed for reasons of this box, the worker takes no more until a
 # probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
@@ -306,15 +306,15 @@ class Worker:
         self.cancellation.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
     def _register(self) -> None:
-        while True:
-            try:
-                return self.api.register(read_gpu(self.settings))
-            except Refusal as refusal:
-                log_event("register_skipped", f"The API has no register: {one_line(refusal, 60)}.")
-                return
-            except Unavailable as error:
-                tries = self.outage.note(error)
-                self.cancellation.wait(backoff(tries, asked=error.retry_after))
+        gpu = read_gpu(self.settings)
+        try:
+            Retry(tries=math.inf).run(
+                lambda _tries: self.api.register(gpu),
+                self.cancellation.wait,
+                lambda error, _tries, _pause: self.outage.note(error),
+            )
+        except Refusal as refusal:
+            log_event("register_skipped", f"The API has no register: {one_line(refusal, 60)}.")
 
     def _claim(self, offer: object) -> Job | None:
         """The offered job, ours from here on; None when it is somebody else's or unusable."""

@@ -296,7 +296,7 @@ def strike(stage: Stage) -> None:
 def play(stage: Stage, jobs: int, faults: int, seconds: float) -> None:
     """Strikes as time passes, and as jobs are done, so that all strikes come before the end."""
     began = time.monotonic()
-    durations = faults / (0.8 * seconds)
+    pace = faults / (0.8 * seconds)
     while time.monotonic() - began < seconds:
         for member in stage.crew:
             member.tend()
@@ -304,7 +304,7 @@ def play(stage: Stage, jobs: int, faults: int, seconds: float) -> None:
         if not left:
             break
         due = max(
-            durations * (time.monotonic() - began), faults * (jobs - left + len(stage.crew)) / jobs
+            pace * (time.monotonic() - began), faults * (jobs - left + len(stage.crew)) / jobs
         )
         while stage.faults.total() < min(due, faults):
             strike(stage)

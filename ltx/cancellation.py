@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import math
 import select
@@ -10,11 +9,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
-from ltx.errors import JobError, LeaseLost, Unavailable
-
-T = TypeVar("T")
+from ltx.errors import JobError, LeaseLost
 
 
 class Cancellation:
@@ -117,28 +114,3 @@ class Cancellation:
             if self._clock() >= end:
                 self.check()
                 return []
-
-    def call(self, work: Callable[[], T], seconds: float, *, last: bool = False) -> T:
-        """Runs blocking work in a thread of its own, so that it never delays a stop.
-
-        Raises Unavailable after `seconds`, which no trickle of bytes prolongs, or JobError when
-        halted; the work is left behind then and ends by its own limits, or with the process.
-        last: the last words of a worker that stops, which a stop does not end.
-        """
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        ear, bell = socket.socketpair()
-
-        def run() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-            with contextlib.suppress(OSError), bell:
-                bell.send(b"!")
-
-        with ear:
-            threading.Thread(target=run, name="call", daemon=True).start()
-            done = select.select([ear], [], [], seconds)[0] if last else self.wait(seconds, ear)
-        if not done:
-            raise Unavailable(f"no answer within {seconds:g} s")
-        return future.result()

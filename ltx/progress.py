@@ -50,7 +50,7 @@ class StageDurations:
         return known[len(known) // 2] if known else None
 
 
-# The parts of a job whose durations is known, in their order; before them it is being prepared.
+# The parts of a job whose duration is known, in their order; before them it is being prepared.
 PARTS = ("clip", "encoding", "joining", "uploading", "reporting")
 
 
@@ -104,7 +104,7 @@ class Progress:
         log_event(f"{name}_done", **fields, ms=round(seconds * 1000))
 
     def _time_parts(self) -> None:
-        """A part that went on to the next has shown its durations; one that failed has not."""
+        """A part that went on to the next has shown its duration; one that failed has not."""
         part, now = (part_of(self.stage), self.clip), time.monotonic()
         if part == self.part:
             return

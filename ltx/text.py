@@ -109,23 +109,3 @@ def log_event(
     """One log line: the event, its fields, a sentence for people."""
     parts = [event, *(f"{name}={value}" for name, value in fields.items()), sentence]
     log.log(level, "%s", " ".join(filter(None, parts)))
-
-
-class Outage:
-    """Tells the first and every tenth failure in a row, and when it is over."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.tries = what, 0
-
-    def note(self, error: Exception) -> int:
-        self.tries += 1
-        if self.tries == 1 or self.tries % 10 == 0:
-            log_event(
-                f"{self.what}_unavailable", one_line(error), logging.WARNING, tries=self.tries
-            )
-        return self.tries
-
-    def over(self) -> None:
-        if self.tries:
-            log_event(f"{self.what}_back", tries=self.tries)
-        self.tries = 0

@@ -24,8 +24,9 @@ from ltx.errors import FAULTS, JobError
 from ltx.film.pictures import exif_orientation, sniff_demuxer
 from ltx.hosted.blob import read_blob_error
 from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
-from ltx.hosted.http import Reply, parse_retry_after
+from ltx.hosted.http import Reply
 from ltx.hosted.queue_api import QueueApi, read_excess
+from ltx.hosted.retry import parse_retry_after
 from ltx.job import JOB_ID, Plan, parse_stage_data
 from ltx.settings import Settings, Size, is_plain_url
 from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune

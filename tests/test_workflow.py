@@ -47,7 +47,7 @@ REFERENCE_SPEC = ClipSpec(
     clip=0,
     first="first.png",
     last="last.png",
-    prompt="The camera glides forward at walking durations, level and steady, into the next room.",
+    prompt="The camera glides forward at walking pace, level and steady, into the next room.",
     seed=1,
     prefix="ltx-worker/flf2v",
     size=SIZES["landscape"],
@@ -145,18 +145,18 @@ def test_every_workflow_passes_the_strict_validation_of_both_versions(
     clip: int, size: Size, sampler: str, where: str
 ) -> None:
     graph = built(clip, size, LTX_SAMPLER=sampler)
-    refusal = judge(graph, where)
-    assert refusal.ok, (refusal.error, refusal.node_errors, refusal.mistakes)
-    assert refusal.outputs == [node_id(graph, "VHS_VideoCombine")]
-    assert refusal.prompt == graph, "the server had to convert something"
+    verdict = judge(graph, where)
+    assert verdict.ok, (verdict.error, verdict.node_errors, verdict.mistakes)
+    assert verdict.outputs == [node_id(graph, "VHS_VideoCombine")]
+    assert verdict.prompt == graph, "the server had to convert something"
 
 
 @pytest.mark.parametrize("where", SOURCES)
 def test_the_reference_workflow_passes_the_same_validation(where: str) -> None:
     graph = json.loads(REFERENCE.read_text())
-    refusal = judge(graph, where)
-    assert refusal.ok, (refusal.error, refusal.node_errors, refusal.mistakes)
-    assert refusal.prompt == graph
+    verdict = judge(graph, where)
+    assert verdict.ok, (verdict.error, verdict.node_errors, verdict.mistakes)
+    assert verdict.prompt == graph
 
 
 # The function is pure
@@ -556,17 +556,17 @@ def test_the_validator_refuses_a_workflow_with(
     graph = copy.deepcopy(built())
     assert judge(graph, where).ok
     mutate(graph)
-    refusal = judge(graph, where)
-    assert not refusal.ok
-    told = json.dumps([refusal.error, refusal.node_errors, refusal.mistakes])
+    verdict = judge(graph, where)
+    assert not verdict.ok
+    told = json.dumps([verdict.error, verdict.node_errors, verdict.mistakes])
     assert complaint in told
 
 
 @pytest.mark.parametrize("where", SOURCES)
 def test_the_validator_refuses_a_picture_that_was_never_uploaded(where: str) -> None:
-    refusal = validate(
+    verdict = validate(
         built(), schemas_of(where), strict=True, image_exists=lambda name: name == "a-first.png"
     )
-    told = json.dumps(refusal.node_errors)
+    told = json.dumps(verdict.node_errors)
     assert "custom_validation_failed" in told
     assert "a-last.png" in told

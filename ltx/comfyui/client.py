@@ -18,6 +18,7 @@ from ltx.comfyui.answers import OutputFile, find_gaps, read_history, read_reject
 from ltx.comfyui.events import COMFY_CALL_S, PromptEvents
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
 from ltx.errors import JobError, Unavailable
+from ltx.hosted.calls import wait_uncancelled
 from ltx.hosted.http import Http, Reply
 from ltx.process import END_GRACE_S, Child
 from ltx.text import as_dict, as_list, log_event, one_line
@@ -62,7 +63,7 @@ class Comfy:
         self.prepared: dict[Path, str] = {}
         self.first_memory = 0
         # The server is on this machine; a proxy has no business in between.
-        self.http = Http(proxies=False)
+        self.http = Http(wait=cancellation.wait, proxies=False)
 
     def _get(self, path: str, seconds: float = COMFY_CALL_S) -> Any:
         reply = self.http.exchange("GET", f"{self.url}{path}", seconds=seconds)
@@ -150,8 +151,7 @@ class Comfy:
 
     def _post(self, path: str, **options: Any) -> Reply:
         url = f"{self.url}{path}"
-        work = functools.partial(self.http.exchange, "POST", url, seconds=30.0, **options)
-        return self.cancellation.call(work, 60.0)
+        return self.http.exchange("POST", url, seconds=30.0, **options)
 
     def prepare(self, images: Mapping[Path, str]) -> None:
         """Uploads images that a coming prompt will want."""
@@ -194,7 +194,7 @@ class Comfy:
         The end is learnt from whichever speaks first of the websocket, the history and the
         process; the websocket is a hint, the history is the truth.
         """
-        with contextlib.closing(PromptEvents(self.url, self.client_id)) as events:
+        with contextlib.closing(PromptEvents(self.url, self.client_id, self.http.caller)) as events:
             # A lower-case UUID: ComfyUI 0.27 takes nothing else.
             prompt_id = str(uuid.uuid4())
             sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
@@ -239,10 +239,11 @@ class Comfy:
 
     def _interrupt(self, prompt_id: str) -> None:
         """Asks the server to stop the prompt; one of ours is ended afterwards in any case."""
+        call = functools.partial(self.http.exchange, "POST", wait=wait_uncancelled, seconds=1.0)
         wishes = {"/interrupt": {"prompt_id": prompt_id}, "/queue": {"delete": [prompt_id]}}
         with contextlib.suppress(Unavailable):
             for path, wish in wishes.items():
-                self.http.exchange("POST", f"{self.url}{path}", seconds=1.0, json=wish)
+                call(f"{self.url}{path}", json=wish)
 
     def fetch(self, file: OutputFile, target: Path) -> None:
         """Brings the clip to `target`: moved when it is on this disk, else downloaded."""
@@ -259,8 +260,7 @@ class Comfy:
             url = f"{self.url}/view?{urlencode(file._asdict(), errors='replace')}"
             with target.open("wb") as sink:
                 options: dict[str, Any] = {"sink": sink, "limit": MAX_CLIP_BYTES, "seconds": 120.0}
-                work = functools.partial(self.http.exchange, "GET", url, **options)
-                reply = self.cancellation.call(work, 130.0)
+                reply = self.http.exchange("GET", url, **options)
             if not reply.ok:
                 raise ComfyLost(f"the clip it named is not there: status {reply.status}")
 
@@ -268,6 +268,7 @@ class Comfy:
         return self.child.tail() if self.child else ""
 
     def end(self) -> None:
+        self.http.caller.close()
         if self.child:
             self.child.end(END_GRACE_S)
         if self.home:

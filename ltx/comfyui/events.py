@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from typing import Any
 import websocket
 
 from ltx.comfyui.workflow import STEPS
-from ltx.hosted.http import Clock
+from ltx.errors import Unavailable
+from ltx.hosted.calls import Caller
 from ltx.text import MAX_JSON_BYTES, as_dict
 
 COMFY_CALL_S = 5.0
@@ -20,7 +21,7 @@ COMFY_CALL_S = 5.0
 class BoundedWebSocket(websocket.WebSocket):
     """A websocket whose messages are bounded in bytes and seconds, pings between them included."""
 
-    def listen(self) -> str | bytes:
+    def receive(self) -> str | bytes:
         self.left, self.end = MAX_JSON_BYTES, time.monotonic() + COMFY_CALL_S
         return self.recv()
 
@@ -35,22 +36,23 @@ class BoundedWebSocket(websocket.WebSocket):
 class PromptEvents:
     """The websocket of one prompt. Losing it costs nothing but progress."""
 
-    def __init__(self, url: str, client_id: str) -> None:
+    def __init__(self, url: str, client_id: str, caller: Caller) -> None:
+        self.caller = caller
         self.url = f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
         self.socket: BoundedWebSocket | None = None
         self._connect()
 
     def _connect(self) -> None:
         # recv() decodes anyway; the library's own check is a Python loop over every byte.
-        ear = BoundedWebSocket(skip_utf8_validation=True)
-        ear.settimeout(COMFY_CALL_S)
+        line = BoundedWebSocket(skip_utf8_validation=True)
+        line.settimeout(COMFY_CALL_S)
         options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
+        connect = functools.partial(line.connect, self.url, **options)
+        self.socket = line
         try:
-            with contextlib.closing(Clock(lambda: ear.sock, COMFY_CALL_S)):
-                ear.connect(self.url, **options)  # type: ignore[no-untyped-call]
-            self.socket = ear
-        except (websocket.WebSocketException, OSError, ValueError):
-            self.socket = None
+            self.caller.call(connect, COMFY_CALL_S)
+        except (websocket.WebSocketException, Unavailable, OSError, ValueError):
+            self.close()
 
     def files(self) -> list[Any]:
         if self.socket is None:
@@ -61,7 +63,7 @@ class PromptEvents:
         """Reads one message; True when it is time to look into the history."""
         assert self.socket
         try:
-            message = as_dict(json.loads(self.socket.listen()))
+            message = as_dict(json.loads(self.socket.receive()))
         except (websocket.WebSocketException, OSError):
             self.close()
             return True

@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -16,34 +17,30 @@ from urllib.parse import quote
 from ltx.cancellation import Cancellation
 from ltx.errors import Refusal, Unavailable
 from ltx.files import file_md5
-from ltx.hosted.http import CONNECT_S, NOT_JSON, HeaderAuth, Http, Reply, backoff
+from ltx.hosted.http import NOT_JSON, HeaderAuth, Http, Reply
+from ltx.hosted.retry import Retry
 from ltx.settings import Settings
 from ltx.text import as_dict, log_event, one_line
 
 BLOB_API_VERSION = "12"
-BLOB_TRIES = 4
+UPLOAD_RETRY = Retry(tries=4)
 BLOB_CACHE_S = 2_592_000
 BLOB_CALL_S = 60.0
 # An upload may take a minute, and longer the bigger it is: 1 Mbit/s is the slowest worth it.
 UPLOAD_GRACE_S, SLOWEST_UPLOAD = 60.0, 125_000
 MULTIPART_ABOVE = 100 * 10**6
 PART_BYTES = 8 * 2**20
+EMPTY: Mapping[str, str] = {}
 
 
-def upload_seconds(size: int) -> float:
-    return UPLOAD_GRACE_S + size / SLOWEST_UPLOAD
-
-
-class Slice:
-    """Part of a file as a request body: read in blocks, never whole, and ended by a cancellation.
+class FileSlice:
+    """Part of a file as a request body: read in blocks, never whole; `sent` bytes so far.
 
     A bytes body would have to be sent within the connect timeout; a file is timed per block.
     """
 
-    def __init__(
-        self, file: IO[bytes], start: int, size: int, check: Callable[[int], None]
-    ) -> None:
-        self.file, self.size, self.left, self.check = file, size, size, check
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self.file, self.start, self.size, self.sent = file, start, size, 0
         file.seek(start)
 
     def __len__(self) -> int:
@@ -53,10 +50,24 @@ class Slice:
         return iter(lambda: self.read(65536), b"")
 
     def read(self, size: int = -1) -> bytes:
-        self.check(self.size - self.left)
-        block = self.file.read(self.left if size < 0 else min(size, self.left))
-        self.left -= len(block)
+        left = self.size - self.sent
+        block = self.file.read(left if size < 0 else min(size, left))
+        self.sent += len(block)
         return block
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file, its name in the store, and what tells this upload from others in its logs."""
+
+    path: Path
+    pathname: str
+    on_sent: Callable[[int, int], None] = lambda _sent, _size: None
+    identity: Mapping[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def size(self) -> int:
+        return self.path.stat().st_size
 
 
 # What the operator can do about a refusal of Vercel Blob, by its error code.
@@ -80,43 +91,31 @@ def read_blob_error(reply: Reply) -> Unavailable | Refusal:
     return Refusal(reply.status, f"{code}: {message}{f' ({hint})' if hint else ''}")
 
 
-EMPTY: Mapping[str, str] = {}
-
-
 class Blob:
     """Vercel Blob, as its own clients speak to it (API version 12)."""
 
     def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
         self.settings, self.cancellation = settings, cancellation
         self.store = settings.blob_token.split("_")[3]
-        self.http = Http(HeaderAuth("authorization", f"Bearer {settings.blob_token}"))
+        auth = HeaderAuth("authorization", f"Bearer {settings.blob_token}")
+        self.http = Http(auth, wait=cancellation.wait)
 
     def put(self, path: Path, pathname: str, on_sent: Callable[[int, int], None]) -> str:
         """Uploads a file and returns its URL.
 
         Four tries over some seconds. Each begins with a look at what is there, because a try
         that seemed to fail may have landed. Raises Unavailable when no try got through, Refusal
-        for a refusal, JobError when halted.
+        for a refusal, JobError when cancelled.
         """
         request_id = f"{self.store}:{time.time_ns() // 10**6}:{uuid.uuid4().hex[:12]}"
-        for tries in range(1, BLOB_TRIES + 1):
-            identity = {
-                "x-api-blob-request-id": request_id,
-                "x-api-blob-request-attempt": str(tries - 1),
-            }
-            try:
-                return self._find(path, pathname, identity) or self._send(
-                    path, pathname, identity, on_sent
-                )
-            except Unavailable as error:
-                if tries == BLOB_TRIES:
-                    raise
-                pause = backoff(tries, asked=error.retry_after)
-                log_event(
-                    "upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1)
-                )
-                self.cancellation.wait(pause)
-        raise AssertionError("the last try returns or raises")
+
+        def attempt(tries: int) -> str:
+            number = {"x-api-blob-request-attempt": str(tries - 1)}
+            identity = {"x-api-blob-request-id": request_id, **number}
+            upload = Upload(path, pathname, on_sent, identity)
+            return self._find(upload) or self._send(upload)
+
+        return UPLOAD_RETRY.run(attempt, self.cancellation.wait, log_retry)
 
     def holds(self, pathname: str, headers: Mapping[str, str] = EMPTY) -> dict[str, Any]:
         """What the store has under this name; empty when it has nothing. Raises as put does."""
@@ -133,57 +132,49 @@ class Blob:
         with tempfile.NamedTemporaryFile() as file:
             file.write(b"put by ltx_worker.py doctor")
             file.flush()
-            self._send(Path(file.name), pathname, EMPTY, lambda _sent, _size: None)
-            found = self._find(Path(file.name), pathname, EMPTY)
+            upload = Upload(Path(file.name), pathname)
+            self._send(upload)
+            found = self._find(upload)
         self._call("POST", "/delete", {}, EMPTY, json={"urls": [pathname]})
         if not found:
             raise Unavailable("an object that was just put is not there")
         if self.holds(pathname):
             raise Unavailable("an object that was just deleted is still there")
 
-    def _find(self, path: Path, pathname: str, headers: Mapping[str, str]) -> str | None:
+    def _find(self, upload: Upload) -> str | None:
         """The URL of a blob that is already this very file."""
-        found = self.holds(pathname, headers)
+        found = self.holds(upload.pathname, upload.identity)
         etag = str(found.get("etag", "")).strip('"')
-        same_size = found.get("size") == path.stat().st_size
         # Only a single PUT has the MD5 as its etag; for multipart the size has to do.
-        same = etag == file_md5(path) if re.fullmatch(r"[0-9a-f]{32}", etag) else True
-        return str(found["url"]) if same_size and same and found.get("url") else None
+        has_md5 = re.fullmatch(r"[0-9a-f]{32}", etag) is not None
+        same = found.get("size") == upload.size and (not has_md5 or etag == file_md5(upload.path))
+        return str(found["url"]) if same and found.get("url") else None
 
-    def _send(
-        self,
-        path: Path,
-        pathname: str,
-        identity: Mapping[str, str],
-        on_sent: Callable[[int, int], None],
-    ) -> str:
-        size = path.stat().st_size
+    def _send(self, upload: Upload) -> str:
         headers = {
-            **identity,
+            **upload.identity,
             "x-vercel-blob-access": self.settings.blob_access,
             "x-content-type": "video/mp4",
             "x-allow-overwrite": "1",
             "x-add-random-suffix": "0",
             "x-cache-control-max-age": str(BLOB_CACHE_S),
         }
-        with path.open("rb") as file:
-            if size > MULTIPART_ABOVE:
-                answer = self._send_parts(file, size, pathname, headers, on_sent)
+        query = {"pathname": upload.pathname}
+        with upload.path.open("rb") as file:
+            if upload.size > MULTIPART_ABOVE:
+                answer = self._send_parts(file, upload, query, headers)
             else:
-                answer = self._call(
-                    "PUT", "", {"pathname": pathname}, headers,
-                    data=self._slice(file, 0, size, lambda sent: on_sent(sent, size)),
-                )  # fmt: skip
+                answer = self._send_slice(
+                    "PUT", "", query, headers, FileSlice(file, 0, upload.size), upload
+                )
         if not isinstance(answer.get("url"), str):
             raise Unavailable("the answer to the upload has no url")
         return str(answer["url"])
 
     def _send_parts(
-        self, file: IO[bytes], size: int, pathname: str, headers: Mapping[str, str],
-        on_sent: Callable[[int, int], None],
-    ) -> dict[str, Any]:  # fmt: skip
+        self, file: IO[bytes], upload: Upload, query: Mapping[str, str], headers: Mapping[str, str]
+    ) -> dict[str, Any]:
         """Create, upload each part of 8 MiB, complete."""
-        query = {"pathname": pathname}
         created = self._call("POST", "/mpu", query, {**headers, "x-mpu-action": "create"})
         step = {
             **headers,
@@ -191,45 +182,34 @@ class Blob:
             "x-mpu-upload-id": str(created.get("uploadId")),
         }
         parts = []
-
-        def on_part(start: int, sent: int) -> None:
-            on_sent(start + sent, size)
-
-        for number, start in enumerate(range(0, size, PART_BYTES), start=1):
-            length = min(PART_BYTES, size - start)
-            body = self._slice(file, start, length, functools.partial(on_part, start))
-            upload = {**step, "x-mpu-action": "upload", "x-mpu-part-number": str(number)}
-            answer = self._call("POST", "/mpu", query, upload, data=body)
+        for number, start in enumerate(range(0, upload.size, PART_BYTES), start=1):
+            body = FileSlice(file, start, min(PART_BYTES, upload.size - start))
+            part = {**step, "x-mpu-action": "upload", "x-mpu-part-number": str(number)}
+            answer = self._send_slice("POST", "/mpu", query, part, body, upload)
             parts.append({"partNumber": number, "etag": str(answer.get("etag"))})
         return self._call("POST", "/mpu", query, {**step, "x-mpu-action": "complete"}, json=parts)
 
-    def _slice(
-        self, file: IO[bytes], start: int, size: int, on_sent: Callable[[int], None]
-    ) -> Slice:
-        deadline = time.monotonic() + upload_seconds(size)
+    def _send_slice(
+        self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str],
+        body: FileSlice, upload: Upload,
+    ) -> dict[str, Any]:  # fmt: skip
+        seconds = BLOB_CALL_S + UPLOAD_GRACE_S + body.size / SLOWEST_UPLOAD
 
-        def check(sent: int) -> None:
-            self.cancellation.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError("the upload is too slow")
-            on_sent(sent)
+        def tell() -> None:
+            upload.on_sent(body.start + body.sent, upload.size)
 
-        return Slice(file, start, size, check)
+        return self._call(method, path, query, headers, seconds, data=body, meanwhile=tell)
 
     def _call(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str],
-        headers: Mapping[str, str],
-        **body: Any,
-    ) -> dict[str, Any]:
+        self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str],
+        seconds: float = BLOB_CALL_S, **body: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         url = f"{self.settings.blob_api_url}{path}"
         fixed = {"x-api-version": BLOB_API_VERSION, "x-vercel-blob-store-id": self.store}
-        work = functools.partial(self.http.exchange, method, url, params=params, **body)
         headers = {**fixed, **headers}
-        longest = CONNECT_S + BLOB_CALL_S + upload_seconds(len(body.get("data", b"")))
-        reply = self.cancellation.call(lambda: work(headers=headers, seconds=BLOB_CALL_S), longest)
+        reply = self.http.exchange(
+            method, url, params=params, headers=headers, seconds=seconds, **body
+        )
         if not reply.ok:
             raise read_blob_error(reply)
         answer = reply.json_or(NOT_JSON)
@@ -237,3 +217,7 @@ class Blob:
         if answer is not None and not isinstance(answer, dict):
             raise Unavailable("the answer is no JSON object")
         return answer or {}
+
+
+def log_retry(error: Unavailable, tries: int, pause: float) -> None:
+    log_event("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))

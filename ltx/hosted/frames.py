@@ -13,13 +13,15 @@ from urllib.parse import urljoin
 
 from ltx.cancellation import Cancellation
 from ltx.errors import JobError, Unavailable
-from ltx.hosted.http import CONNECT_S, Http, Reply, TooLarge, backoff
+from ltx.hosted.http import Http, Reply, TooLarge
+from ltx.hosted.retry import Retry
 from ltx.job import MAX_FRAME_BYTES
 from ltx.settings import Settings, is_plain_url
 from ltx.text import one_line
 
 FRAME_SECONDS = 120.0
-FRAME_TRIES, FRAME_REDIRECTS, MAX_ADDRESSES = 3, 3, 4
+FRAME_RETRY = Retry(tries=3, cap=10)
+FRAME_REDIRECTS, MAX_ADDRESSES = 3, 4
 
 
 class Refused(Exception):
@@ -94,22 +96,24 @@ class FrameHost:
         self.cancellation = cancellation
         # A proxy would resolve names itself and make the address check worthless.
         connect = functools.partial(connect_allowed, allowed=settings.frame_hosts)
-        self.http = Http(proxies=False, connect=connect)
+        self.http = Http(wait=cancellation.wait, proxies=False, connect=connect)
 
     def fetch(self, url: str, path: Path, field: str) -> None:
         """Three tries. Raises JobError frame_unavailable, or frame_invalid above 64 MB."""
         where = f"{field} ({one_line(url.split('?')[0], 120)})"
-        for tries in range(1, FRAME_TRIES + 1):
+
+        def attempt(_tries: int) -> None:
             try:
-                return self._follow(url, path)
-            except Refused as error:
-                raise JobError("frame_unavailable", f"{where}: {error}.") from error
+                self._follow(url, path)
             except Unavailable as error:
                 if isinstance(error.__cause__, TooLarge):
                     raise JobError("frame_invalid", f"{where}: it is above 64 MB.") from error
-                if tries == FRAME_TRIES:
-                    raise JobError("frame_unavailable", f"{where}: {error}.") from error
-                self.cancellation.wait(backoff(tries, cap=10, asked=error.retry_after))
+                raise
+
+        try:
+            FRAME_RETRY.run(attempt, self.cancellation.wait)
+        except (Refused, Unavailable) as error:
+            raise JobError("frame_unavailable", f"{where}: {error}.") from error
 
     def _follow(self, url: str, path: Path) -> None:
         """Redirects are followed by hand: requests would read their bodies whole."""
@@ -131,5 +135,4 @@ class FrameHost:
     def _get(self, url: str, path: Path) -> Reply:
         options: dict[str, Any] = {"limit": MAX_FRAME_BYTES, "seconds": FRAME_SECONDS}
         with path.open("wb") as file:
-            work = functools.partial(self.http.exchange, "GET", url, sink=file, **options)
-            return self.cancellation.call(work, CONNECT_S + FRAME_SECONDS)
+            return self.http.exchange("GET", url, sink=file, **options)

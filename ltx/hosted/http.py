@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
+import functools
 import http.cookiejar
 import io
 import json
-import random
-import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NamedTuple, TypeVar
@@ -21,38 +17,18 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from ltx.errors import DISK_FULL, JobError, Unavailable, is_disk_full
+from ltx.hosted.calls import Caller, Wait, wait_uncancelled
+from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION
 from ltx.text import MAX_JSON_BYTES, MAX_JSON_PARTS, one_line, prune
 
 T = TypeVar("T")
 
-CONNECT_S, READ_S = 10.0, 15.0
-BACKOFF_CAP_S = 60.0
+CONNECT_S, CALL_S = 10.0, 25.0
 
 
 class TooLarge(OSError):
     """The other side sends more than it may."""
-
-
-def backoff(tries: int, cap: float = BACKOFF_CAP_S, asked: float | None = None) -> float:
-    """Seconds to wait after `tries` failures in a row: 1, 2, 4… up to cap, with jitter.
-
-    asked: what Retry-After said; it is honoured up to the same cap.
-    """
-    seconds = min(cap, 2.0 ** min(tries - 1, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
-    return seconds if asked is None else min(cap, max(seconds, asked))
-
-
-def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Seconds from a Retry-After (or Date) header, as a number or from its date."""
-    if not value:
-        return None
-    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return float(value)
-    try:
-        return email.utils.parsedate_to_datetime(value).timestamp() - now
-    except (ValueError, OverflowError):
-        return None
 
 
 NOT_JSON = object()
@@ -115,77 +91,43 @@ class HeaderAuth(AuthBase):
 NETWORK_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
 
 
-class Clock:
-    """Hangs up on a peer after some seconds, unless closed before.
-
-    A socket's own timeout starts anew with every byte: headers that drip, a trailer or
-    100-continues without end would never end.
-    """
-
-    def __init__(self, line: Callable[[], socket.socket | None], seconds: float) -> None:
-        self.line, self.end = line, time.monotonic() + seconds
-        # A little later than the socket's own timeout, which has the better words for silence.
-        timer = threading.Timer(seconds + 0.2, self._hang_up)
-        timer.daemon = True
-        timer.start()
-        self.close = timer.cancel
-
-    def _hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            if sock := self.line():
-                # Not SSLSocket's own, which would take the session from the thread that reads.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
 # From host, port and seconds.
 Connect = Callable[[str, int, float], socket.socket]
 
 
-class TimedAdapter(HTTPAdapter):
-    """Makes connections whose answers are timed as a whole; by `connect` if there is one."""
+class WatchedAdapter(HTTPAdapter):
+    """Makes connections whose sockets the caller can shut down; by `connect` if there is one."""
 
-    def __init__(self, connect: Connect | None = None) -> None:
-        self.connect = connect
+    def __init__(self, caller: Caller, connect: Connect | None) -> None:
+        self.caller, self.connect = caller, connect
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self._time(self.poolmanager)
+        self._watch(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         known, manager = proxy in self.proxy_manager, super().proxy_manager_for(proxy, **options)
         if not known:
-            self._time(manager)
+            self._watch(manager)
         return manager
 
-    def _time(self, manager: Any) -> None:
+    def _watch(self, manager: Any) -> None:
         classes = manager.pool_classes_by_scheme.items()
-        pools = {scheme: time_pool(pool, self.connect) for scheme, pool in classes}
-        manager.pool_classes_by_scheme = pools
+        watched = {scheme: watch_pool(pool, self.caller, self.connect) for scheme, pool in classes}
+        manager.pool_classes_by_scheme = watched
 
 
-def time_pool(pool: Any, connect: Connect | None) -> Any:
-    """A pool class whose answers carry the `clock` that hangs up on them."""
+def watch_pool(pool: Any, caller: Caller, connect: Connect | None) -> Any:
+    """A pool class whose connections are known to the caller from their first moment on."""
 
-    class Timed(pool.ConnectionCls):  # type: ignore[misc]
-        def getresponse(self) -> Any:
-            sock = self.sock
-            clock = Clock(lambda: sock, self.timeout)
-            try:
-                answer = super().getresponse()
-            except BaseException:
-                clock.close()
-                raise
-            answer.clock = clock
-            return answer
+    class Watched(pool.ConnectionCls):  # type: ignore[misc]
+        def _new_conn(self) -> socket.socket:
+            made = connect(self.host, self.port, CONNECT_S) if connect else super()._new_conn()
+            caller.watch(made, lambda: self.sock is not None)
+            return made
 
-    def new_conn(self: Any) -> socket.socket:
-        assert connect is not None
-        return connect(self.host, self.port, CONNECT_S)
-
-    if connect is not None:
-        Timed._new_conn = new_conn
-    return type("TimedPool", (pool,), {"ConnectionCls": Timed})
+    return type("WatchedPool", (pool,), {"ConnectionCls": Watched})
 
 
 class PlainSession(requests.Session):
@@ -202,13 +144,15 @@ class Http:
         self,
         auth: AuthBase | None = None,
         *,
+        wait: Wait = wait_uncancelled,
         proxies: bool = True,
         connect: Connect | None = None,
     ) -> None:
-        """connect: makes the connection in place of the usual way."""
+        """wait: how to wait for an answer; connect: makes the connections in place of urllib3."""
+        self.caller = Caller(wait)
         self.session = PlainSession()
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, TimedAdapter(connect))
+            self.session.mount(scheme, WatchedAdapter(self.caller, connect))
         self.session.auth = auth or HeaderAuth()
         self.session.trust_env = proxies
         self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
@@ -217,24 +161,32 @@ class Http:
         self.session.headers.update(headers)
 
     def exchange(
-        self, method: str, url: str, *, seconds: float = READ_S, sink: IO[bytes] | None = None,
-        limit: int = MAX_JSON_BYTES, **options: Any,
+        self, method: str, url: str, *, seconds: float = CALL_S, sink: IO[bytes] | None = None,
+        limit: int = MAX_JSON_BYTES, wait: Wait | None = None,
+        meanwhile: Callable[[], None] = lambda: None, **options: Any,
     ) -> Reply:  # fmt: skip
         """One request and its whole answer, or Unavailable. No redirect is followed.
 
-        seconds: from the request's last byte to the answer's. `sink` takes a 2xx body, however
-        large up to `limit`; any other body is left unread then.
+        seconds: from the first name lookup to the answer's last byte. `sink` takes a 2xx body,
+        however large up to `limit`; any other body is left unread then. wait: other than this
+        session's. Raises what ends the wait, and JobError media_failed when the disk is full.
         """
+        work = functools.partial(self._send, method, url, sink, limit, seconds, options)
+        return self.caller.call(work, seconds, wait=wait, meanwhile=meanwhile)
+
+    def _send(
+        self, method: str, url: str, sink: IO[bytes] | None, limit: int, seconds: float,
+        options: Mapping[str, Any],
+    ) -> Reply:  # fmt: skip
+        # The caller's deadline ends a read; a connection that is being made has to end by itself.
+        timeout = (min(CONNECT_S, seconds), None)
         try:
-            timeout = (min(CONNECT_S, seconds), seconds)
             with self.session.request(
                 method, url, stream=True, timeout=timeout, **options
             ) as response:
-                raw: Any = response.raw
                 status, body = response.status_code, io.BytesIO()
-                with contextlib.closing(raw.clock):
-                    if sink is None or 200 <= status < 300:
-                        copy_capped(raw, sink or body, limit, raw.clock.end)
+                if sink is None or 200 <= status < 300:
+                    copy_capped(response.raw, sink or body, limit)
                 return Reply(status, response.headers, body.getvalue())
         except NETWORK_ERRORS as error:
             if is_disk_full(error):
@@ -242,15 +194,11 @@ class Http:
             raise Unavailable(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def copy_capped(raw: Any, target: IO[bytes], limit: int, deadline: float) -> None:
-    """Copies an answer's body as it comes. Raises OSError past the cap or the deadline."""
+def copy_capped(raw: Any, target: IO[bytes], limit: int) -> None:
+    """Copies an answer's body as it comes. Raises TooLarge past the cap."""
     size = 0
-    while block := raw.read1(65536, decode_content=False):
+    while block := raw.read(65536, decode_content=False):
         size += len(block)
         if size > limit:
             raise TooLarge(f"the answer is larger than {limit} bytes")
-        if time.monotonic() > deadline:
-            break
         target.write(block)
-    if time.monotonic() > deadline:
-        raise TimeoutError("the answer took too long")

@@ -12,8 +12,8 @@ from ltx.cancellation import Cancellation
 from ltx.errors import ConfigError, JobError, Refusal, Unavailable
 from ltx.files import read_json
 from ltx.hosted.blob import Blob
-from ltx.hosted.http import backoff
 from ltx.hosted.queue_api import QueueApi
+from ltx.hosted.retry import backoff
 from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
 from ltx.progress import Progress
 from ltx.settings import Settings

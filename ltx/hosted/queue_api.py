@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import socket
 import time
@@ -11,7 +10,8 @@ from typing import Any
 
 from ltx.cancellation import Cancellation
 from ltx.errors import ConfigError, Refusal, Unavailable
-from ltx.hosted.http import CONNECT_S, READ_S, HeaderAuth, Http, Reply, parse_retry_after
+from ltx.hosted.http import HeaderAuth, Http, Reply
+from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION, Settings
 from ltx.text import MAX_OFFER_BYTES, as_dict, one_line, parse_utc
 
@@ -22,15 +22,14 @@ OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"
 class QueueApi:
     """The hosted queue, one method a call.
 
-    A 2xx is taken; 404, 409, 410 and 422 are verdicts. Everything else (429, 5xx, no connection,
-    a page or text instead of JSON at any status) is Unavailable: the caller tries again, first
-    after about 1 s, then twice as long each time, at most 60 s, and never earlier than Retry-After
-    says.
+    A 2xx is taken; 404, 409, 410 and 422 are refusals. Everything else (429, 5xx, no connection,
+    a page or text instead of JSON at any status) is Unavailable.
     """
 
     REFUSALS = (404, 409, 410, 422)
 
     def __init__(self, settings: Settings, cancellation: Cancellation | None) -> None:
+        """cancellation: what ends a call; None for the heartbeat, which nothing does."""
         self.settings, self.cancellation = settings, cancellation
         self.http = Http(HeaderAuth("x-videogen-secret", settings.secret))
         self.skew = 0.0
@@ -49,10 +48,10 @@ class QueueApi:
         url = f"{self.settings.api_url}/api/videogen/{path}"
         if self.cancellation is None:
             return self.http.exchange(method, url, **options)
-        last = self.cancellation.stopping
-        seconds = DRAIN_CALL_S if last else CONNECT_S + READ_S
-        work = functools.partial(self.http.exchange, method, url, **options)
-        return self.cancellation.call(work, seconds, last=last)
+        if self.cancellation.stopping:
+            # The last words of a worker, which the stop does not end.
+            return self.http.exchange(method, url, seconds=DRAIN_CALL_S, **options)
+        return self.http.exchange(method, url, wait=self.cancellation.wait, **options)
 
     def _read(self, reply: Reply, absent: Sequence[int] = ()) -> Any:
         message = one_line(reply.body.decode(errors="replace"), 200)
