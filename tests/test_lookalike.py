@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -302,6 +303,16 @@ def test_sigterm_kills_it_and_sigint_stops_it_cleanly(start: Start) -> None:
     assert "Stopped server" in stopped.wait_for_line("Stopped server")
     assert (killed.folder / "temp").exists()
     assert not (stopped.folder / "temp").exists()
+
+
+def test_it_is_gone_with_the_first_sigterm_however_many_follow(start: Start) -> None:
+    dying = start(LOOKALIKE_TERM_S="0.4").ready()
+    deadline = time.monotonic() + PATIENCE_S
+    # Each far sooner than the 0.4 s, so that it would never end if another one began them anew.
+    while dying.process.poll() is None and time.monotonic() < deadline:
+        dying.process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    assert dying.process.poll() == -signal.SIGTERM
 
 
 def test_it_says_which_process_it_is(comfyui: Lookalike) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from engine import Engine
-from execution import Item
+from run import Item
 from validation import Json
 
 

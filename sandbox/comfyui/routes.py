@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from engine import Engine
-from execution import NO_FAULT, Item
 from jobs import describe_job, list_jobs
+from run import NO_FAULT, Item
 from script import Fault
 from validation import Json, ValidationResult, failure, validate
 
@@ -31,8 +31,8 @@ PACKAGES = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-e
 
 def make_app(engine: Engine) -> web.Application:
     app = web.Application(
-        client_max_size=int(engine.options.max_upload_size * MIB),
-        middlewares=[] if engine.options.enable_cors_header else [refuse_foreign_origin],
+        client_max_size=int(engine.state.options.max_upload_size * MIB),
+        middlewares=[] if engine.state.options.enable_cors_header else [refuse_foreign_origin],
     )
     routes = Routes(engine)
     for prefix in ("", "/api"):
@@ -54,7 +54,7 @@ class Routes:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.hub = engine.hub
-        self.folders = engine.folders
+        self.folders = engine.state.folders
         self.numbered = 0
 
     def table(self, prefix: str) -> list[web.RouteDef]:
@@ -98,8 +98,8 @@ class Routes:
         client_id = request.query.get("clientId") or uuid.uuid4().hex
         self.hub.sockets[client_id] = ws
         self.hub.send("status", {"status": self.engine.status(), "sid": client_id}, client_id)
-        if self.engine.client_id == client_id and self.engine.last_node is not None:
-            self.hub.send("executing", {"node": self.engine.last_node}, client_id)
+        if self.engine.client_id == client_id and self.engine.state.last_node is not None:
+            self.hub.send("executing", {"node": self.engine.state.last_node}, client_id)
         try:
             async for message in ws:
                 log.debug("websocket %s says %r", client_id, message.data)
@@ -137,7 +137,7 @@ class Routes:
 
     def _device(self) -> Json:
         script = self.engine.script
-        free = self.engine.vram_free()
+        free = self.engine.state.vram_free()
         return {
             "name": f"cuda:0 {script.gpu_name} : cudaMallocAsync",
             "type": "cuda",
@@ -149,7 +149,7 @@ class Routes:
         }
 
     async def tell_object_info(self, request: web.Request) -> web.Response:
-        schemas = self.engine.schemas()
+        schemas = self.engine.state.schemas()
         name = request.match_info.get("name")
         if name is not None:
             schemas = {name: schemas[name]} if name in schemas else {}
@@ -211,7 +211,7 @@ class Routes:
         if "prompt" not in body:
             return _refusal(failure("no_prompt", "No prompt provided", "No prompt provided"))
         result = validate(
-            body["prompt"], self.engine.schemas(), image_exists=self.folders.has_input
+            body["prompt"], self.engine.state.schemas(), image_exists=self.folders.has_input
         )
         if result.error is not None:
             log.warning("invalid prompt: %s", result.error)
