@@ -14,8 +14,6 @@ from validation import Json
 
 log = logging.getLogger(__name__)
 
-HISTORY_LAG_S = 0.02  # from execution_success until the history has it; real, only longer here
-
 
 class Engine:
     def __init__(self, state: State, hub: Hub) -> None:
@@ -108,7 +106,7 @@ class Engine:
         execution = Execution(self.state, self.hub, item)
         outcome = execution.play()
         self.state.last_node = None
-        time.sleep(HISTORY_LAG_S)
+        time.sleep(self.script.times.history)
         if item.fault.kind != "no_history":
             self.history[item.prompt_id] = execution.history_entry(outcome)
         # Before the end is told, so that a client's /free comes either in time or surely too late.
