@@ -165,7 +165,7 @@ class Worker:
             "HEARTBEAT_INTERVAL_S": "0.5",
             "LOOKALIKE_TIME_SCALE": "0.1",
         }
-        return environ(box_settings(stage.hosted, self.state, **own, **self.changes))
+        return environ(box_settings(stage.hosted, self.state, **{**own, **self.changes}))
 
     def find_pid(self) -> int:
         own = self.running.process.pid
