@@ -9,8 +9,8 @@ import time
 from execution import Execution
 from hub import Hub
 from run import Item
+from slots import Json
 from state import State
-from validation import Json
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from hub import Hub
 from mishaps import strike_node
 from nodes import NODES
 from run import Item, NodeError, PromptInterruptedError, Run
+from slots import Json, is_link, known_inputs
 from state import Cached, State
-from validation import Json, is_link, known_inputs
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from engine import Engine
 from run import Item
-from validation import Json
+from slots import Json
 
 
 def list_jobs(engine: Engine, query: Mapping[str, str]) -> Json:

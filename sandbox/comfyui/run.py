@@ -13,8 +13,8 @@ from hub import Hub
 from PIL import Image
 from rendering import Film
 from script import Fault, Times
+from slots import Json, Prompt
 from state import State
-from validation import Json, Prompt
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 from options import Folders
 from schemas import Schemas, load_schemas
 from script import Script
-from validation import Json
+from slots import Json
 
 Outputs = tuple[Any, ...]
 IDLE_VRAM = 550_000_000  # bytes: a CUDA context
