@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ class Agenda:
         self.end = time.monotonic() + seconds
         self.cut = ""
         last = seconds + CLEAN_UP_S
-        print(f"This ends by itself within {last / 60:.0f} minutes.\n", flush=True)
+        print(f"This ends by itself within {math.ceil(last / 60)} minutes.\n", flush=True)
         self.watchdog = threading.Timer(last, end_hard, (last,))
         self.watchdog.daemon = True
         self.watchdog.start()
