@@ -22,6 +22,7 @@ lint:
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m ruff format --check
 	@$(PYTHON) -m mypy --strict
+	@.venv/bin/lint-imports
 
 bench:
 	@.ci/setup ffmpeg

@@ -22,18 +22,11 @@ from pathlib import Path
 import ffmpeg
 
 from bench.agenda import Agenda
-from ltx_worker import (
-    CLIP_FRAMES,
-    CLIP_SECONDS,
-    FPS,
-    RENDER_CRF,
-    Size,
-    ffmpeg_command,
-    join_command,
-    place_watermark,
-    render_size,
-    trim_command,
-)
+from ltx.comfyui.workflow import RENDER_CRF
+from ltx.film.clips import join_command, place_watermark, trim_command
+from ltx.film.ffmpeg import ffmpeg_command
+from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS, render_size
+from ltx.settings import Size
 from sandbox.client import ROOT
 
 SIZES = (Size(1280, 720), Size(1920, 1080))

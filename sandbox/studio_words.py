@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ltx_worker import FAULTS
+from ltx.errors import FAULTS
 
 FEWEST, MOST = 2, 6
 LONGEST_PROMPT = 2000

@@ -37,6 +37,12 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def install(folder: Path) -> Path:
+    """The worker as somebody put it into a folder of their own; its script."""
+    shutil.copytree(ROOT / "ltx", folder / "ltx", ignore=shutil.ignore_patterns("__pycache__"))
+    return Path(shutil.copy(WORKER, folder))
+
+
 class Box:
     """The operator's machine: a state folder, settings and the worker."""
 

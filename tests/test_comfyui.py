@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ltx_worker import FAULTS
+from ltx.errors import FAULTS
 from sandbox.client import Hosted, free_port
 from tests.conftest import Box, foreign_comfyui, serving
 from tests.pictures import picture

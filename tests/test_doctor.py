@@ -15,29 +15,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ltx_worker import (
-    CHECKS,
-    FILTERS,
-    UPRIGHT,
-    Finding,
-    Halt,
-    Patient,
-    Placement,
-    Settings,
-    Shot,
-    Size,
-    build_workflow,
-    contact_sheet,
-    examine,
-    ffmpeg_command,
-    find_gaps,
-    install_command,
-    look_command,
-    trim_command,
-    weigh_memory,
-)
+from ltx.cancellation import Halt
+from ltx.comfyui.answers import find_gaps
+from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.film.clip_gate import look_command
+from ltx.film.clips import Placement, contact_sheet, trim_command
+from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
+from ltx.operator.checks import CHECKS, FILTERS, Finding, Patient, install_command, weigh_memory
+from ltx.operator.doctor import examine
+from ltx.settings import Settings, Size
 from sandbox.client import Hosted, free_port
-from tests.conftest import ROOT, WORKER, Box, foreign_comfyui
+from tests.conftest import ROOT, Box, foreign_comfyui, install
 from tests.pictures import picture
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
@@ -330,12 +318,11 @@ def test_a_broken_box_is_told_whole_and_what_hangs_on_a_failure_is_skipped(box: 
     """The real command, in a folder whose .env the neighbours can read."""
     home = box.folder / "ltx-worker"
     home.mkdir()
-    shutil.copy(WORKER, home)
     (home / ".env").write_text("LTX_SAMPLER=euler\n")
     (home / ".env").chmod(0o644)
     python = program(box, "python", "exit 1").partition(":")[0] + "/python"
     environ = box.environ(COMFYUI_PYTHON=python, VIDEOGEN_WORKER_SECRET="not-the-right-one")
-    command = [sys.executable, str(home / WORKER.name), "doctor"]
+    command = [sys.executable, str(install(home)), "doctor"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from ltx_worker import DISK_FULL, Size, job_bytes
+from ltx.errors import DISK_FULL
+from ltx.job import job_bytes
+from ltx.settings import Size
 from tests.conftest import SIZE, Box
 
 # What tells ffmpeg's call of this moment from its others.

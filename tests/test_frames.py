@@ -21,17 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ltx_worker import (
-    Halt,
-    Http,
-    Media,
-    Settings,
-    Size,
-    ToolFailed,
-    Unavailable,
-    exif_orientation,
-    is_public,
-)
+from ltx.cancellation import Halt
+from ltx.errors import ToolFailed, Unavailable
+from ltx.film.ffmpeg import Media, exif_orientation
+from ltx.hosted.frames import is_public
+from ltx.hosted.http import Http
+from ltx.settings import Settings, Size
 from tests.conftest import SIZE, Box, a_stage
 from tests.pictures import Array, image_of, likeness, picture, png_chunk, save
 

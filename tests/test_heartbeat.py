@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ltx_worker import Pace, Settings
+from ltx.progress import Pace
+from ltx.settings import Settings
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
 

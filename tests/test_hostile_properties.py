@@ -16,41 +16,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltx_worker import (
-    FAULTS,
-    JOB_ID,
-    JSON_DEPTH,
-    Comfy,
-    ComfyLost,
-    Halt,
-    JobError,
-    Plan,
-    QueueApi,
-    Redactor,
-    Refused,
-    Reply,
-    Settings,
-    Shot,
-    Size,
-    build_workflow,
-    connect_allowed,
-    exif_orientation,
-    find_video,
-    is_at_home,
-    is_plain_url,
-    is_public,
-    one_line,
-    parse_retry_after,
-    parse_stage_data,
-    parse_utc,
-    prune,
-    read_blob_error,
-    read_excess,
-    read_history,
-    read_rejection,
-    shares_home,
-    sniff_demuxer,
-)
+from ltx.cancellation import Halt
+from ltx.comfyui.answers import find_video, read_history, read_rejection
+from ltx.comfyui.client import Comfy, ComfyLost
+from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.errors import FAULTS, JobError
+from ltx.film.ffmpeg import exif_orientation, sniff_demuxer
+from ltx.hosted.blob import read_blob_error
+from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
+from ltx.hosted.http import Reply, parse_retry_after
+from ltx.hosted.queue_api import QueueApi, read_excess
+from ltx.job import JOB_ID, Plan, parse_stage_data
+from ltx.settings import Settings, Size, is_plain_url
+from ltx.text import JSON_DEPTH, Redactor, one_line, parse_utc, prune
 
 FRUGAL = settings(
     max_examples=60,

@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from ltx_worker import Redactor
+from ltx.text import Redactor
 from tests.conftest import Box, a_stage, made_once
 
 # Every character of it has a different form in at least one encoding.

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ltx_worker import JobError, backoff, parse_retry_after, parse_stage_data
+from ltx.errors import JobError
+from ltx.hosted.http import backoff, parse_retry_after
+from ltx.job import parse_stage_data
 from sandbox.client import Hosted, NothingHappened
 from tests.conftest import Box, Running, a_stage, made_once
 from tests.pictures import picture

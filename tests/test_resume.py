@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
-from ltx_worker import LAUNCHER
+from ltx.process import LAUNCHER
 from sandbox.client import Event, Hosted, NothingHappened
 from tests.conftest import Box, Running
 

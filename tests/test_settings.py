@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from typing import Any
 import dotenv
 import pytest
 
-from ltx_worker import ConfigError, Settings
-from tests.conftest import ROOT, WORKER, Box
+from ltx.errors import ConfigError
+from ltx.settings import Settings
+from tests.conftest import ROOT, Box, install
 
 EXAMPLE = ROOT / ".env.example"
 TOKEN = "vercel_blob_rw_Store_Secret"
@@ -210,7 +210,7 @@ def test_a_worker_id_is_made_once_and_kept(box: Box) -> None:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The worker in a folder of its own."""
-    return Path(shutil.copy(WORKER, tmp_path / WORKER.name))
+    return install(tmp_path)
 
 
 def sampler(installed: Path, **environ: str) -> str:

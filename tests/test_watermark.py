@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ltx_worker import Placement, Size, place_watermark
+from ltx.film.clips import Placement, place_watermark
+from ltx.settings import Size
 from tests.conftest import Box
 from tests.pictures import Array, picture, save
 

@@ -14,16 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltx_worker import (
-    NEGATIVE_PROMPT,
-    SAMPLERS,
-    Settings,
-    Shot,
-    Size,
-    build_workflow,
-    render_size,
-    seed_for,
-)
+from ltx.comfyui.workflow import NEGATIVE_PROMPT, Shot, build_workflow
+from ltx.job import render_size, seed_for
+from ltx.settings import SAMPLERS, Settings, Size
 from tests.conftest import ROOT, WORKER
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))

@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ltx_worker import Size, job_bytes
+from ltx.job import job_bytes
+from ltx.settings import Size
 from sandbox.client import Hosted
 from sandbox.launch import Running, box_settings, environ, started_on, worker_command
 

@@ -21,10 +21,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import ltx_worker as worker
 from bench.agenda import Agenda
 from bench.clip_gate.clips import Case, cases
 from bench.clip_gate.look import Result, time_look, try_case
+from ltx.film.clip_gate import ALIKE, Look, limits
 
 
 def print_confusion(results: Sequence[Result]) -> None:
@@ -43,7 +43,7 @@ def print_confusion(results: Sequence[Result]) -> None:
         print(f"all {label:20} {len(found):5} {refused:7}  {share:.1f} %")
 
 
-MEASURES = tuple(worker.Look.__dataclass_fields__)[1:]
+MEASURES = tuple(Look.__dataclass_fields__)[1:]
 
 
 def spread(results: Iterable[Result], measure: str) -> str:
@@ -66,12 +66,12 @@ def print_measures(results: Sequence[Result]) -> None:
 def print_margins(results: Sequence[Result]) -> None:
     print("\nmargins: the good clip nearest to each limit")
     looks = [r.look for r in results if r.look and r.case.label == "good"]
-    least, most = worker.limits(differ=True)
+    least, most = limits(differ=True)
     for name, limit in {**least, **most}.items():
         counted = [
             look
             for look in looks
-            if look.alike < worker.ALIKE or name in worker.limits(differ=False)[name in most]
+            if look.alike < ALIKE or name in limits(differ=False)[name in most]
         ]
         values = [float(getattr(look, name)) for look in counted]
         if not values:

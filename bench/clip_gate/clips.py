@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-import ltx_worker as worker
 from bench.clip_gate.scenes import (
     ROOM_LEVELS,
     SCENES,
@@ -23,8 +22,10 @@ from bench.clip_gate.scenes import (
     load,
     mix,
 )
+from ltx.job import CLIP_FRAMES, FPS
+from ltx.settings import Size
 
-COUNT = worker.CLIP_FRAMES
+COUNT = CLIP_FRAMES
 
 
 class Plot(NamedTuple):
@@ -170,7 +171,7 @@ def draw(case: Case, photos: Sequence[tuple[str, str, str]]) -> tuple[Pixels, Pi
     """First image, last image and the clip, before it is encoded."""
     seed = [sum(case.name.encode()), case.number]
     random = np.random.default_rng(seed)
-    size = worker.Size(*SIZE[::-1]) if case.kind == "portrait" else SIZE
+    size = Size(*SIZE[::-1]) if case.kind == "portrait" else SIZE
     gap = 1 + case.number // 2 % 3
     material = Material(photo(case, 0, photos), photo(case, gap, photos), size, random)
     other = Material(photo(case, gap + 1, photos), photo(case, gap + 2, photos), size, random)
@@ -190,7 +191,7 @@ def draw(case: Case, photos: Sequence[tuple[str, str, str]]) -> tuple[Pixels, Pi
 def encode(frames: Frames, path: Path, crf: int) -> None:
     _, height, width, _ = frames.shape
     command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-    command += ["-s", f"{width}x{height}", "-r", str(worker.FPS), "-i", "-", "-c:v", "libx264"]
+    command += ["-s", f"{width}x{height}", "-r", str(FPS), "-i", "-", "-c:v", "libx264"]
     command += ["-preset", "veryfast", "-threads", "1", "-crf", str(crf), "-pix_fmt", "yuv420p"]
     subprocess.run([*command, str(path)], input=frames.tobytes(), check=True)
 

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-import ltx_worker as worker
+from ltx.film.ffmpeg import center_crop
+from ltx.settings import Size
 from sandbox.client import ROOT
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # height, width, RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # frame, height, width, RGB
 Random = np.random.Generator
 
-SIZE = worker.Size(192, 128)
+SIZE = Size(192, 128)
 # Package, file, whose it is. In this order every other one is held out.
 PHOTOS = (
     ("skimage", "astronaut.png", "NASA, public domain"),
@@ -60,9 +61,9 @@ def shrunk(path: Path) -> Image.Image:
     return photo.reduce(max(1, min(photo.size) // 200))
 
 
-def window(photo: Image.Image, size: worker.Size, x: float, y: float, share: float) -> Pixels:
+def window(photo: Image.Image, size: Size, x: float, y: float, share: float) -> Pixels:
     """What a camera sees that shows `share` of the photograph, x and y (0..1) of the way across."""
-    crop = worker.center_crop(worker.Size(*photo.size), size)
+    crop = center_crop(Size(*photo.size), size)
     width, height = crop.width * share, crop.height * share
     left, top = x * (photo.width - width), y * (photo.height - height)
     box = (left, top, left + width, top + height)
@@ -78,7 +79,7 @@ class Material(NamedTuple):
 
     a: Image.Image
     b: Image.Image
-    size: worker.Size
+    size: Size
     random: Random
 
 

@@ -1,0 +1,82 @@
+"""The events of one prompt, over a websocket that is bounded in bytes and seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import websocket
+
+from ltx.comfyui.workflow import STEPS
+from ltx.hosted.http import Clock
+from ltx.text import MAX_JSON_BYTES, as_dict
+
+COMFY_CALL_S = 5.0
+
+
+class Ear(websocket.WebSocket):
+    """A websocket whose messages are bounded in bytes and seconds, pings between them included."""
+
+    def listen(self) -> str | bytes:
+        self.left, self.end = MAX_JSON_BYTES, time.monotonic() + COMFY_CALL_S
+        return self.recv()
+
+    def _recv(self, bufsize: int) -> Any:
+        block = super()._recv(bufsize)  # type: ignore[no-untyped-call]
+        self.left -= len(block)
+        if self.left < 0 or time.monotonic() > self.end:
+            raise websocket.WebSocketException("the message is too long")
+        return block
+
+
+class Listener:
+    """The websocket of one prompt. Losing it costs nothing but progress."""
+
+    def __init__(self, url: str, client_id: str) -> None:
+        self.url = f"{url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
+        self.socket: Ear | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        # recv() decodes anyway; the library's own check is a Python loop over every byte.
+        ear = Ear(skip_utf8_validation=True)
+        ear.settimeout(COMFY_CALL_S)
+        options: dict[str, Any] = {"http_no_proxy": ["*"], "redirect_limit": 0}
+        try:
+            with contextlib.closing(Clock(lambda: ear.sock, COMFY_CALL_S)):
+                ear.connect(self.url, **options)  # type: ignore[no-untyped-call]
+            self.socket = ear
+        except (websocket.WebSocketException, OSError, ValueError):
+            self.socket = None
+
+    def files(self) -> list[Any]:
+        if self.socket is None:
+            self._connect()
+        return [self.socket.sock] if self.socket else []
+
+    def read(self, prompt_id: str, sampler: str, on_step: Callable[[int], None]) -> bool:
+        """Reads one message; True when it is time to look into the history."""
+        assert self.socket
+        try:
+            message = as_dict(json.loads(self.socket.listen()))
+        except (websocket.WebSocketException, OSError):
+            self.close()
+            return True
+        except (ValueError, RecursionError):
+            return False
+        data = as_dict(message.get("data"))
+        if data.get("prompt_id") != prompt_id:
+            return False
+        step = data.get("value")
+        if message.get("type") in ("executing", "progress") and data.get("node") == sampler:
+            on_step(step if isinstance(step, int) and 0 <= step <= STEPS else 0)
+        # The history is written between execution_success and this message.
+        return message.get("type") == "executing" and data.get("node") is None
+
+    def close(self) -> None:
+        if self.socket and self.socket.sock:
+            self.socket.sock.close()
+        self.socket = None

@@ -1,0 +1,177 @@
+"""A fresh ComfyUI process for every clip, the next one booting while this one renders."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from ltx.cancellation import Halt
+from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy, ComfyLost
+from ltx.errors import JobError, Unavailable
+from ltx.process import Child, free_port
+from ltx.settings import Settings
+from ltx.text import one_line, say
+
+# No longer, because the clip that renders may be done in the meantime.
+STANDBY_LOOK_S = 0.2
+KEPT_LOGS = 10
+
+
+class ComfyFleet:
+    """Boots ComfyUI processes, hands out fresh ones and ends them, but never one it did not boot.
+
+    `current` renders; `spare` boots or waits beside it for the next clip.
+    """
+
+    def __init__(self, settings: Settings, halt: Halt) -> None:
+        self.settings, self.halt = settings, halt
+        self.current: Comfy | None = None
+        self.spare: Comfy | None = None
+        # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
+        self.is_standby = False
+        self.told_foreign = False
+        # The most that was seen free while nothing of ours was loaded.
+        self.vram_free = 0
+
+    def warm(self) -> None:
+        """Starts booting what fresh() will hand out; does not wait for it."""
+        # Where none can be booted, the job that needs one will be told.
+        with contextlib.suppress(JobError):
+            self._warm()
+
+    def _warm(self) -> Comfy:
+        if self.spare is None or not self.spare.child:
+            self.spare = (None if self.current else self._find_foreign()) or self._boot()
+        return self.spare
+
+    def fresh(self, again: bool = False) -> Comfy:
+        """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches.
+
+        With COMFYUI_RESTART=job a job's next clip goes to the same process, unless it is tried
+        again after a failure.
+        """
+        if not again and (kept := self._kept()):
+            return kept
+        self.retire()
+        standby, self.is_standby = self.is_standby, False
+        self.current, self.spare = self._warm(), None
+        try:
+            if self.current.child:
+                self.current.await_ready(self.settings.boot_timeout)
+                self._await_vram(self.current)
+            else:
+                self.current.flush()
+        except Unavailable as error:
+            self.current = None
+            raise JobError("comfyui_unavailable", one_line(error), again=True) from error
+        except JobError as error:
+            if not standby or error.code != "comfyui_unavailable":
+                raise
+            say("standby_failed", f"{error.detail}\n{error.tail}", logging.WARNING)
+            return self.fresh(again)
+        return self.current
+
+    def _kept(self) -> Comfy | None:
+        """The process that renders on; None where a fresh one is due."""
+        comfy = self.current if self.settings.comfyui_restart == "job" else None
+        if comfy is None or not comfy.child or not comfy.child.alive:
+            return None
+        try:
+            return comfy if comfy.is_lean() else None
+        except Unavailable:
+            return None
+
+    def stand_by(self) -> None:
+        """Boots the next process while this one renders, so that its boot costs no time."""
+        wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
+        if wanted and self.current and self.current.child and not self.is_standby:
+            self.is_standby = True
+            self.warm()
+
+    def prepare(self, images: Mapping[Path, str]) -> None:
+        """Gives the standby the next clip's images as soon as it is up."""
+        spare = self.spare if self.is_standby else None
+        if spare and not spare.prepared and spare.answers(STANDBY_LOOK_S):
+            # What ails it is met, and told, when it is needed.
+            with contextlib.suppress(Unavailable, ComfyLost):
+                spare.prepare(images)
+
+    def _await_vram(self, comfy: Comfy) -> None:
+        """Waits until the memory of the process before is free again."""
+        end = time.monotonic() + VRAM_GRACE_S
+        while (free := comfy.vram().free) < VRAM_BACK * self.vram_free:
+            if time.monotonic() >= end:
+                told = "Something else on this machine uses the GPU."
+                say("vram_missing", told, logging.WARNING, mb=(self.vram_free - free) >> 20)
+                self.vram_free = free
+            self.halt.wait(BOOT_POLL_S)
+        self.vram_free = max(self.vram_free, free)
+
+    def dismiss(self) -> None:
+        """Asks the process that has rendered to end, where the next clip gets a fresh one."""
+        if self.settings.comfyui_restart == "clip" and self.current and self.current.child:
+            self.current.child.ask_to_end()
+
+    def retire(self) -> None:
+        """Ends the process that has rendered; its memory is free when this returns."""
+        if self.current:
+            self.current.end()
+        self.current = None
+
+    def stop(self) -> None:
+        for comfy in (self.current, self.spare):
+            if comfy and comfy.child:
+                comfy.child.ask_to_end()
+        self.retire()
+        if self.spare:
+            self.spare.end()
+        self.spare, self.is_standby = None, False
+
+    def _find_foreign(self) -> Comfy | None:
+        comfy = Comfy(self.settings.comfyui_url, self.halt)
+        if not comfy.answers():
+            return None
+        if not self.told_foreign:
+            say("comfyui_foreign", "Using a ComfyUI that we did not start.", url=comfy.url)
+            self.told_foreign = True
+        return comfy
+
+    def _boot(self) -> Comfy:
+        parts = urlsplit(self.settings.comfyui_url)
+        if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            told = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
+            raise JobError("comfyui_unavailable", told)
+        port = free_port() if self.current else parts.port or 80
+        home = self.settings.state_dir / "comfyui" / str(port)
+        shutil.rmtree(home, ignore_errors=True)
+        for name in ("input", "output", "temp"):
+            (home / name).mkdir(parents=True)
+        command = [
+            *(self.settings.comfyui_python, "-u", "main.py"),
+            *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
+            *("--input-directory", str(home / "input")),
+            *("--output-directory", str(home / "output")),
+            *("--temp-directory", str(home), "--database-url", "sqlite:///:memory:"),
+            *self.settings.comfyui_args,
+        ]
+        log_file = open_log(self.settings.state_dir / "logs", port)
+        folder = self.settings.comfyui_dir
+        child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
+        say("comfyui_booting", port=port, pid=child.process.pid)
+        return Comfy(f"http://127.0.0.1:{port}", self.halt, child, home)
+
+
+def open_log(folder: Path, port: int) -> IO[bytes]:
+    """A log file for one ComfyUI process; only the newest few are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("comfyui-*.log"))[: -KEPT_LOGS + 1]:
+        old.unlink(missing_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    return (folder / f"comfyui-{stamp}-{port}.log").open("w+b")

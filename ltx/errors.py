@@ -1,0 +1,111 @@
+"""Why something cannot go on: the closed list of error codes, and what is raised between rooms."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from ltx.text import one_line
+
+DISK_FULL = "The disk of the rendering machine is full."
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+class Fault(NamedTuple):
+    """What an error code promises: whether trying again may help, and its public sentence."""
+
+    retryable: bool
+    sentence: str
+
+
+FAULTS: dict[str, Fault] = {
+    "bad_job": Fault(False, "The job's data is not what this worker understands."),
+    "frame_unavailable": Fault(True, "A picture could not be downloaded."),
+    "frame_invalid": Fault(False, "A picture is not a usable JPEG, PNG or WebP."),
+    "watermark_missing": Fault(True, "The watermark is not ready on the rendering machine."),
+    "comfyui_unavailable": Fault(True, "The renderer did not start."),
+    "comfyui_missing_node": Fault(True, "The renderer lacks an extension."),
+    "comfyui_missing_model": Fault(True, "The renderer lacks a model file."),
+    "comfyui_rejected": Fault(False, "The renderer refused the workflow."),
+    "comfyui_failed": Fault(True, "The renderer failed while making a clip."),
+    "gpu_out_of_memory": Fault(True, "The graphics card ran out of memory."),
+    "clip_timeout": Fault(True, "A clip took too long to render."),
+    "job_timeout": Fault(True, "The job took too long to render."),
+    "bad_clip": Fault(True, "A rendered clip was not good enough to deliver."),
+    "media_failed": Fault(True, "The film could not be put together."),
+    "upload_failed": Fault(True, "The film could not be uploaded."),
+    "cancelled": Fault(False, "The job was cancelled."),
+    "shutdown": Fault(True, "The worker was stopped."),
+}
+MACHINE_FAULTS = (
+    "comfyui_unavailable",
+    "comfyui_missing_node",
+    "comfyui_missing_model",
+    "gpu_out_of_memory",
+)
+
+
+class JobError(Exception):
+    """Why a job cannot go on: one code of FAULTS, a detail for people, lines for the operator.
+
+    again: a fresh ComfyUI may do better, so the clip is worth one more attempt.
+    """
+
+    def __init__(self, code: str, detail: str, *, again: bool = False, tail: str = "") -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.again, self.tail = code, detail, again, tail
+
+    @property
+    def machine(self) -> bool:
+        """Whether this box is to blame, so that the next job would fail alike."""
+        return self.code in MACHINE_FAULTS or (self.code == "comfyui_failed" and self.again)
+
+    def report(self) -> dict[str, object]:
+        fault = FAULTS[self.code]
+        message = f"{fault.sentence} {self.detail}".strip()
+        message = one_line(message, 1000)
+        return {"code": self.code, "message": message, "retryable": fault.retryable}
+
+
+class LeaseLost(JobError):
+    """The hosted side may have given the job to somebody else: stop, and report nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled", "The lease on it has ended.")
+
+
+class ConfigError(Exception):
+    """The operator has to change something before the worker can run."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Unavailable(Exception):
+    """The other side gave no verdict; the same call may succeed later."""
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class Verdict(Exception):
+    """The other side understood and said no."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"{status} {detail}")
+        self.status = status
+
+
+class ToolFailed(Exception):
+    """ffmpeg or ffprobe ended with an error; the text is its last lines."""
+
+
+class UsageError(Exception):
+    """The command line asks for something that does not fit together."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

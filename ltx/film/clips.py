@@ -1,0 +1,77 @@
+"""Clips on their way out: cut, watermarked, encoded, joined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ffmpeg
+
+from ltx.film.ffmpeg import read_clip, read_picture
+from ltx.job import FPS, KEPT_FRAMES
+from ltx.settings import Size
+
+OUTPUT_CRF = 18
+WATERMARK_WIDTH, WATERMARK_MARGIN = 0.2, 0.02
+
+
+class Placement(NamedTuple):
+    """Where the watermark lies on the film, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def place_watermark(mark: Size, film: Size) -> Placement:
+    """Bottom right at a fifth of the width; a picture of the film's own shape covers all of it."""
+    if abs(mark.width * film.height - film.width * mark.height) <= 0.01 * mark.width * film.height:
+        return Placement(0, 0, *film)
+    width = round(film.width * WATERMARK_WIDTH)
+    height = max(1, min(round(width * mark.height / mark.width), film.height))
+    margin = round(film.width * WATERMARK_MARGIN)
+    return Placement(
+        film.width - width - margin, max(0, film.height - height - margin), width, height
+    )
+
+
+def contact_sheet(clip: Path, target: Path) -> Any:
+    """Twelve moments of a clip in one JPEG."""
+    video = read_clip(clip).filter("framestep", KEPT_FRAMES // 12).filter("scale", 320, -2)
+    return video.filter("tile", "4x3").output(str(target), f="mjpeg", vframes=1)
+
+
+H264 = {
+    "c:v": "libx264",
+    "preset": "medium",
+    "crf": OUTPUT_CRF,
+    "pix_fmt": "yuv420p",
+    "r": FPS,
+    "video_track_timescale": FPS * 1000,
+    "color_primaries": "bt709",
+    "color_trc": "bt709",
+    "colorspace": "bt709",
+    "color_range": "tv",
+}
+# No sound, no titles, no prompts in what customers get.
+CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
+
+
+def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
+    """The one lossy encode: 120 frames, cropped to the film's size, with the watermark."""
+    video = read_clip(raw).filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
+    video = video.filter("crop", *film, exact=1)
+    if mark:
+        overlay = read_picture(mark, "png_pipe").filter("format", "rgba")
+        colours = {"out_color_matrix": "bt709", "out_range": "tv"}
+        overlay = overlay.filter("scale", place.width, place.height, flags="lanczos", **colours)
+        overlay = overlay.filter("format", "yuva420p")
+        video = video.overlay(overlay, x=place.x, y=place.y)
+    return video.output(str(target), f="mp4", **H264, **CLEAN)
+
+
+def join_command(listing: Path, target: Path) -> Any:
+    """Copies the clips one behind the other, with the index first so that playing starts early."""
+    clips = ffmpeg.input(str(listing), f="concat", protocol_whitelist="file")
+    return clips.output(str(target), f="mp4", c="copy", movflags="+faststart", **CLEAN)

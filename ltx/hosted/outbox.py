@@ -1,0 +1,136 @@
+"""Films and outcomes on their way to the hosted side."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ltx.cancellation import Halt
+from ltx.errors import ConfigError, JobError, Unavailable, Verdict
+from ltx.files import read_json
+from ltx.hosted.blob import Blob
+from ltx.hosted.http import backoff
+from ltx.hosted.queue_api import QueueApi
+from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
+from ltx.progress import Progress
+from ltx.settings import Settings
+from ltx.text import as_dict, one_line, say
+
+OUTCOME_RETRIES = 3
+PARKED_CAP_S = 300.0
+Probe = Callable[[Path], Mapping[str, Any]]
+
+
+class Outbox:
+    """Films and outcomes on their way to the hosted side, for as long as that takes.
+
+    probe: what is known of a film's video stream.
+    `parked`: by job id, how often it was tried in vain and when it is due again.
+    """
+
+    def __init__(
+        self, settings: Settings, halt: Halt, api: QueueApi, progress: Progress, probe: Probe
+    ) -> None:
+        self.halt, self.api, self.progress, self.probe = halt, api, progress, probe
+        self.blob = Blob(settings, halt)
+        self.parked: dict[str, tuple[int, float]] = {}
+        self.delivered = 0
+
+    def park(self, job: Job, tries: int, pause: float) -> None:
+        self.parked[job.id] = (tries, time.monotonic() + pause)
+
+    def take(self, job: Job) -> None:
+        """The job is in the worker's hands again."""
+        self.parked.pop(job.id, None)
+
+    def forget(self, job: Job) -> None:
+        self.take(job)
+        job.remove()
+
+    def deliver(self, job: Job, retries: int) -> None:
+        """Uploads and reports, with retries; what still fails stays in the spool for later.
+
+        Later is between polls and at every start, until a 2xx or a final refusal.
+        """
+        tries, _ = self.parked.get(job.id, (0, 0.0))
+        for again in range(retries + 1):
+            try:
+                self._tell(job)
+                return self.forget(job)
+            except Unavailable as error:
+                tries += 1
+                if tries == 1 or tries % 10 == 0:
+                    say("deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+                pause = backoff(tries, PARKED_CAP_S, error.retry_after)
+                self.park(job, tries, pause)
+                # An upload has had its tries; other jobs need not wait for the store to come back.
+                if again == retries or self.halt.stopping or not job.outcome.exists():
+                    return
+                self.halt.wait(backoff(tries, asked=error.retry_after))
+
+    def _tell(self, job: Job) -> None:
+        if not read_json(job.outcome).get("verb"):
+            self._upload(job)
+        outcome = read_json(job.outcome)
+        verb = str(outcome.get("verb"))
+        self.progress.update("reporting")
+        try:
+            self._report(job, verb, as_dict(outcome.get("body")))
+        except Verdict as verdict:
+            told = f"The hosted side decided otherwise: {verdict}."
+            say("outcome_refused", told, logging.WARNING, job=job.id, verb=verb)
+        except ConfigError as error:
+            # The next poll ends the worker with this; the outcome waits for the right secret.
+            raise Unavailable(str(error)) from error
+        else:
+            self.delivered += verb == "complete"
+            say("delivered", job=job.id, verb=verb)
+
+    def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
+        try:
+            self.api.finish(job.id, verb, body)
+        except Verdict as verdict:
+            # The lease may have run out in an outage; a film is worth asking for the job again.
+            if verb != "complete" or verdict.status != 409:
+                raise
+            self.api.claim(job.id)
+            self.api.finish(job.id, verb, body)
+
+    def _upload(self, job: Job) -> None:
+        """Puts the film where the hosted side expects it and writes the outcome down."""
+        size = job.output.stat().st_size
+
+        def on_sent(sent: int, size: int) -> None:
+            self.progress.update("uploading", step=round(100 * sent / size), steps=100)
+
+        try:
+            with self.progress.timed("upload", job=job.id, bytes=size):
+                url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+        except Verdict as verdict:
+            say("upload_refused", str(verdict), logging.ERROR, job=job.id)
+            error = JobError("upload_failed", one_line(verdict))
+            return job.conclude("fail", {"error": error.report()})
+        job.conclude("complete", self._describe(job, url))
+
+    def _describe(self, job: Job, url: str) -> dict[str, object]:
+        """The body of `complete`."""
+        plan = parse_stage_data(job.stage_data)
+        film = self.probe(job.output)
+        clips = [read_json(job.record(clip)) for clip in range(plan.clips)]
+        for clip in clips:
+            clip.pop("refused", None)
+        return {
+            "outputUrl": url,
+            "durationSec": plan.clips * CLIP_SECONDS,
+            "frames": plan.clips * KEPT_FRAMES,
+            "fps": FPS,
+            "width": film["width"],
+            "height": film["height"],
+            "sizeBytes": job.output.stat().st_size,
+            "watermarked": plan.watermark,
+            "renderSec": round(sum(clip.get("renderSec", 0) for clip in clips), 1),
+            "clips": clips,
+        }

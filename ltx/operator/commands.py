@@ -1,0 +1,111 @@
+"""The commands `render` and `workflow`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from ltx.cancellation import Halt
+from ltx.comfyui.workflow import Shot, build_workflow
+from ltx.errors import JobError, UsageError
+from ltx.files import hand_out, state_folder
+from ltx.film.film import Film, Studio
+from ltx.job import MAX_FRAMES, Job, Plan, render_size, seed_for
+from ltx.operator.checks import GATE
+from ltx.operator.console import Bar, signals, start_logging
+from ltx.operator.doctor import check_box
+from ltx.progress import Pace, Progress
+from ltx.settings import RENDER_NEEDS, Settings, read_environ
+from ltx.text import say
+
+
+def render_command(options: argparse.Namespace) -> int:
+    """Frames and prompts to a film, without queue and upload."""
+    check_render(options)
+    needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
+    settings = Settings.load(read_environ(), needed)
+    handler = start_logging(settings)
+    halt, progress = Halt(), Progress(Pace(settings))
+    check_box(settings, halt, GATE)
+    with (
+        state_folder(settings),
+        signals(halt),
+        tempfile.TemporaryDirectory(prefix="render-", dir=settings.state_dir) as folder,
+    ):
+        job = Job(Path(folder) / "render")
+        job.create(None)
+        progress.begin("render")
+        halt.on_tick = Bar(progress, handler).draw
+        studio = Studio(settings, halt, progress, options.seed)
+        plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
+        try:
+            Film(studio, job, plan).make(copy_frame)
+        except JobError as error:
+            handler.draw("")
+            told = f"{error}\n{error.tail}".strip()
+            if halt.stopping:
+                told = "Stopped before the film was done; nothing was left running."
+            say("render_failed", told, logging.ERROR)
+            return 1
+        finally:
+            studio.fleet.stop()
+            handler.draw("")
+            if options.keep:
+                keep_clips(job, clips_folder(options.output))
+        hand_out(job.output, options.output)
+    print(options.output)
+    return 0
+
+
+def check_render(options: argparse.Namespace) -> None:
+    """What can be wrong with the command, before any work. Raises UsageError."""
+    if len(options.prompt) == 1:
+        options.prompt *= len(options.frames) - 1
+    if not 2 <= len(options.frames) <= MAX_FRAMES or len(options.prompt) != len(options.frames) - 1:
+        raise UsageError("give 2 to 6 frames, and one prompt for all or one for each pair")
+    if not options.output.absolute().parent.is_dir() or options.output.is_dir():
+        raise UsageError(f"{options.output}: give a file in a folder that exists")
+    clips = clips_folder(options.output)
+    for there in (options.output, *([clips] if options.keep else [])):
+        if there.exists() and not options.force:
+            raise UsageError(f"{there} exists; --force overwrites it")
+    for frame in options.frames:
+        if not Path(frame).is_file():
+            raise UsageError(f"{frame}: there is no such picture")
+
+
+def clips_folder(output: Path) -> Path:
+    """Where --keep puts the clips: film.clips beside film.mp4."""
+    return output.with_suffix(".clips")
+
+
+def keep_clips(job: Job, folder: Path) -> None:
+    """Copies the clips that were made; those of an earlier film give way."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    for clip in range(MAX_FRAMES - 1):
+        target = folder / job.clip(clip).name
+        target.unlink(missing_ok=True)
+        if job.clip(clip).exists():
+            hand_out(job.clip(clip), target)
+
+
+def copy_frame(source: str, target: Path, field: str) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise JobError("frame_unavailable", f"{field}: {error}.") from error
+
+
+def workflow_command(options: argparse.Namespace) -> int:
+    """Prints the workflow that would be sent."""
+    settings = Settings.load(read_environ(), needed=())
+    seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
+    names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
+    shot = Shot(options.clip, *names, render_size(settings.size), options.negative)
+    print(json.dumps(build_workflow(shot, settings), indent=2))
+    return 0

@@ -1,0 +1,181 @@
+"""Programs that run for us and end with us."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from ltx.cancellation import Halt
+from ltx.errors import ToolFailed
+from ltx.settings import Settings
+from ltx.text import say
+
+END_GRACE_S, UNKILLABLE_S = 3.0, 3.0
+LOG_TAIL_LINES = 40
+# Every child of a worker carries this, so that the next start knows its own leftovers.
+OWNER_MARK = "LTX_WORKER_STATE"
+# What becomes the program: it asks to die with the worker, makes sure that the worker had not died
+# before it could ask, and takes its place behind the desktop and, for the kernel in need of
+# memory, before the worker.
+LAUNCHER = """
+import ctypes, os, sys
+parent, niceness, oom_score = map(int, sys.argv[1:4])
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+if os.getppid() != parent:
+    sys.exit("the worker is gone")
+os.nice(niceness)
+if oom_score:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(oom_score))
+os.execvp(sys.argv[4], sys.argv[4:])
+"""
+
+
+class Child:
+    """A program that dies with us, in a process group of its own.
+
+    It has to be started from the main thread: the kernel's parent-death signal fires when the
+    thread that started it ends.
+    """
+
+    def __init__(
+        self, command: Sequence[str], settings: Settings, output: IO[bytes],
+        cwd: Path | None = None, niceness: int = 0, oom_score: int = 0,
+    ) -> None:  # fmt: skip
+        self.output = output
+        conditions = map(str, (os.getpid(), niceness, oom_score))
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", LAUNCHER, *conditions, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env={**settings.child_environ, OWNER_MARK: str(settings.state_dir)},
+            start_new_session=True,
+        )
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self.pidfd >= 0 and not select.select([self.pidfd], [], [], 0)[0]
+
+    def finish(self, halt: Halt, seconds: float = math.inf) -> int:
+        """Waits for the program's own end and returns its exit code; after `seconds` ends it."""
+        in_time = self.pidfd < 0 or halt.wait(seconds, self.pidfd)
+        self.end()
+        if not in_time:
+            raise ToolFailed(f"it takes more than {seconds:g} s to read")
+        return self.process.returncode
+
+    def memory(self) -> int:
+        """Bytes of RAM that are its own; mapped model files are not. 0 when it is gone."""
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            if found := re.search(r"^RssAnon:\s*(\d+) kB", status, re.MULTILINE):
+                return int(found[1]) * 1024
+        return 0
+
+    def ask_to_end(self) -> None:
+        if self.alive:
+            os.killpg(self.process.pid, signal.SIGTERM)
+
+    def end(self, grace: float = 0.0) -> None:
+        """Ends the whole group: SIGTERM, after `grace` seconds SIGKILL. Safe to call twice."""
+        if self.pidfd < 0:
+            return
+        if grace:
+            self.ask_to_end()
+            select.select([self.pidfd], [], [], grace)
+        # Not reaped yet, so the group's number cannot have been given to anybody else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        # A process that the driver holds cannot be waited for; systemd's cgroup keeps it in sight.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(UNKILLABLE_S)
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+    def last_words(self) -> str:
+        """How an ended program ended, for people."""
+        self.end()
+        code = self.process.returncode
+        if code is None:
+            return "it cannot be ended"
+        if code == -signal.SIGKILL:
+            return "killed; the machine may have run out of memory"
+        return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+    def tail(self, lines: int = LOG_TAIL_LINES) -> str:
+        """The last lines it printed, without colours."""
+        size = os.fstat(self.output.fileno()).st_size
+        start = max(0, size - 16_384)
+        text = os.pread(self.output.fileno(), 16_384, start).decode(errors="replace")
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def sweep_leftovers(state_dir: Path) -> None:
+    """Ends what an earlier worker on this state folder left running, and nothing else.
+
+    A leftover is known by the mark in its environment, so a reused process number means nothing.
+    """
+    mark = f"{OWNER_MARK}={state_dir}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(entry.name))
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    say("leftover_ended", pid=entry.name)
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], END_GRACE_S)
+            finally:
+                os.close(pidfd)
+
+
+def ask(settings: Settings, *command: str, seconds: float = 10.0) -> str:
+    """What a quick program prints, whatever its exit code; '' when it cannot be run."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds,
+            env=dict(settings.child_environ),
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def ask_gpu(settings: Settings, *fields: str) -> list[str]:
+    """These fields of the first GPU as nvidia-smi tells them; empty without one."""
+    form = "--format=csv,noheader,nounits"
+    answer = ask(settings, "nvidia-smi", f"--query-gpu={','.join(fields)}", form, seconds=5)
+    told = answer.split("\n")[0].rsplit(",", len(fields) - 1)
+    return [field.strip() for field in told] if len(told) == len(fields) else []
+
+
+def read_gpu(settings: Settings) -> dict[str, object] | None:
+    """Name and memory of the first GPU as nvidia-smi tells; None without one."""
+    match ask_gpu(settings, "name", "memory.total"):
+        case [name, megabytes] if megabytes.isdecimal():
+            return {"name": name, "vramBytes": int(megabytes) * 2**20}
+    return None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

@@ -1,0 +1,154 @@
+"""What the worker is doing and how long it usually takes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ltx.files import read_json, write_json
+from ltx.settings import Settings
+from ltx.text import as_dict, as_list, format_utc, say
+
+
+def percent_done(stage: str, clip: int, clips: int, step: int, steps: int) -> float:
+    """Percent of a job: 2 for preparing, 92 for the clips, the rest for joining and upload.
+
+    clip counts from 1; sampling is taken as the middle 75 % of a clip.
+    """
+    done = step / steps if steps else 0.0
+    if stage == "rendering":
+        return 2 + 92 * (clip - 1 + 0.15 + 0.75 * done) / max(clips, 1)
+    return {"joining": 94.0, "uploading": 95 + 4 * done, "reporting": 99.0}.get(stage, 0.0)
+
+
+class Pace:
+    """How long the parts of a job take on this machine with these settings; outlives a restart."""
+
+    KEPT = 20
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = settings.state_dir / "pace.json"
+        ways = (settings.comfyui_restart, settings.comfyui_standby)
+        self.terms = f"{settings.size} {settings.sampler} {ways}"
+        known = read_json(self.path)
+        self.seconds = as_dict(known.get("seconds")) if known.get("terms") == self.terms else {}
+
+    def note(self, part: str, seconds: float) -> None:
+        newest = [*as_list(self.seconds.get(part)), round(seconds, 1)][-self.KEPT :]
+        self.seconds[part] = newest
+        # Lost without harm, so a full disk is nobody's concern here.
+        with contextlib.suppress(OSError):
+            write_json(self.path, {"terms": self.terms, "seconds": self.seconds})
+
+    def typical(self, part: str) -> float | None:
+        """The median of the newest; None when there is none."""
+        numbers = (one for one in as_list(self.seconds.get(part)) if isinstance(one, int | float))
+        known = sorted(numbers)
+        return known[len(known) // 2] if known else None
+
+
+# The parts of a job whose pace is known, in their order; before them it is being prepared.
+PARTS = ("clip", "encoding", "joining", "uploading", "reporting")
+
+
+def part_of(stage: str) -> str:
+    """The part that a stage belongs to; '' while the job is prepared."""
+    if stage in ("booting", "rendering"):
+        return "clip"
+    return stage if stage in PARTS else ""
+
+
+class Progress:
+    """What the worker is doing: the one source of heartbeats, STATUS=, `status` and the bar."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self._lock = threading.Lock()
+        self.trouble = ""
+        # Of each stage of the job, one number a clip where every clip goes through it.
+        self.seconds: dict[str, list[float]] = {}
+        self.begin("")
+
+    def begin(self, job_id: str) -> None:
+        with self._lock:
+            self.seconds = {}
+            self.job_id, self.stage = job_id, "starting"
+            self.clip = self.clips = self.step = self.steps = 0
+            self.percent, self.touched = 0.0, time.time()
+            self.part, self.part_began = ("", 0), time.monotonic()
+
+    def update(self, stage: str, **numbers: int) -> None:
+        """numbers: clip (from 1), clips, step, steps. Percent never goes backwards."""
+        with self._lock:
+            if not self.job_id:
+                return
+            self.stage, self.touched = stage, time.time()
+            for name, value in numbers.items():
+                setattr(self, name, value)
+            self._time_parts()
+            done = percent_done(stage, self.clip, self.clips, self.step, self.steps)
+            self.percent = max(self.percent, round(done, 1))
+
+    @contextlib.contextmanager
+    def timed(self, name: str, **fields: object) -> Iterator[None]:
+        """One log line for a finished stage, and its seconds for the job's summary."""
+        started = time.monotonic()
+        yield
+        self.note(name, time.monotonic() - started, **fields)
+
+    def note(self, name: str, seconds: float, **fields: object) -> None:
+        self.seconds.setdefault(name, []).append(seconds)
+        say(f"{name}_done", **fields, ms=round(seconds * 1000))
+
+    def _time_parts(self) -> None:
+        """A part that went on to the next has shown its pace; one that failed has not."""
+        part, now = (part_of(self.stage), self.clip), time.monotonic()
+        if part == self.part:
+            return
+        (before, _), (after, _) = self.part, part
+        if before and after and (after != "reporting" or before == "uploading"):
+            self.pace.note(before, now - self.part_began)
+        self.part, self.part_began = part, now
+
+    def _seconds_left(self) -> int | None:
+        """By what the parts took before; None until a clip was made on this machine."""
+        clip, part = self.pace.typical("clip"), self.part[0]
+        if clip is None or not self.clips:
+            return None
+        behind = PARTS.index(part) + 1 if part else 0
+        left = sum(self.pace.typical(name) or 0.0 for name in PARTS[max(1, behind) :])
+        if part in ("", "clip"):
+            left += clip * (self.clips - self.clip)
+        if part:
+            spent = time.monotonic() - self.part_began
+            left += max(0.0, (self.pace.typical(part) or 0.0) - spent)
+        return round(left)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The contract's `progress`, and the `jobId` that it is about."""
+        with self._lock:
+            counts = {"clip": self.clip, "clips": self.clips, "step": self.step}
+            return {
+                "jobId": self.job_id or None,
+                "stage": self.stage if self.job_id else self._idle_stage(),
+                **counts,
+                "steps": self.steps,
+                "percent": self.percent,
+                "etaSec": self._seconds_left() if self.job_id else None,
+                "lastProgressAt": format_utc(self.touched),
+            }
+
+    def _idle_stage(self) -> str:
+        return f"degraded: {self.trouble}" if self.trouble else "idle"
+
+    def sentence(self) -> str:
+        if not self.job_id:
+            return self._idle_stage()
+        now = self.snapshot()
+        where = f"clip {now['clip']}/{now['clips']} " if now["clip"] else ""
+        step = f"step {now['step']}/{now['steps']} " if now["stage"] == "rendering" else ""
+        left = f", about {now['etaSec']} s left" if now["etaSec"] is not None else ""
+        return f"job {self.job_id}: {now['stage']} {where}{step}{now['percent']:.0f} %{left}"

@@ -1,0 +1,218 @@
+"""Everything the operator can set, read once from the environment and .env beside the script."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import dotenv
+
+from ltx.errors import ConfigError
+from ltx.text import to_number
+
+T = TypeVar("T")
+
+VERSION = "1.0.0"
+Test = Callable[[str], object]
+SAMPLERS = ("euler_ancestral_cfg_pp", "euler_ancestral", "euler")
+SECRET_NAMES = ("VIDEOGEN_WORKER_SECRET", "BLOB_READ_WRITE_TOKEN")
+SYSTEMD_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+class Size(NamedTuple):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+
+def is_plain_url(url: str) -> bool:
+    """True for an http(s) address with a host, a sane port and no credentials."""
+    try:
+        parts = urlsplit(url)
+        return bool(
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and (parts.port is None or parts.port > 0)
+            and "@" not in parts.netloc
+        )
+    except ValueError:
+        return False
+
+
+def to_size(text: str) -> Size | None:
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    size = Size(int(match[1]), int(match[2])) if match else Size(0, 0)
+    return size if all(64 <= side <= 4096 and side % 2 == 0 for side in size) else None
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """Words as a shell would take them; none when a quotation mark is left open."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return ()
+
+
+RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
+RUN_NEEDS = ("API_URL", *SECRET_NAMES, *RENDER_NEEDS, "WATERMARK_PATH")
+
+
+class Reader:
+    """Reads settings one by one and remembers every problem, so that all are told together."""
+
+    def __init__(self, environ: Mapping[str, str], needed: Iterable[str]) -> None:
+        self.environ, self.needed, self.problems = environ, frozenset(needed), list[str]()
+
+    def text(self, name: str, default: str = "", good: Test = bool, fix: str = "") -> str:
+        """One variable, trimmed; the fix is told when the value is not good."""
+        value = self.environ.get(name, "").strip() or default
+        shown = "(hidden)" if name in SECRET_NAMES else repr(value)
+        if not value and name in self.needed:
+            self.problems.append(f"{name} is not set: put it into .env, see .env.example.")
+        elif value and not good(value):
+            self.problems.append(f"{name}={shown}: {fix}")
+        return value
+
+    def matching(self, name: str, pattern: str, fix: str) -> str:
+        return self.text(name, "", re.compile(pattern).fullmatch, fix)
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        fix = f"give a number between {low:g} and {high:g}."
+        value = self.text(name, f"{default:g}", lambda text: low <= to_number(text) <= high, fix)
+        return to_number(value)
+
+    def choice(self, name: str, options: Sequence[str]) -> str:
+        return self.text(name, options[0], options.__contains__, f"use {' or '.join(options)}.")
+
+    def switch(self, name: str) -> bool:
+        return self.choice(name, ("1", "0")) == "1"
+
+    def words(self, name: str) -> tuple[str, ...]:
+        value = self.text(name, "", lambda text: split_words(text), "close the quotation marks.")
+        return split_words(value)
+
+    def hosts(self, name: str) -> frozenset[str]:
+        return frozenset(filter(None, re.split(r"[,\s]+", self.text(name).lower())))
+
+    def url(self, name: str, default: str = "") -> str:
+        fix = "give an address like https://example.com."
+        return self.text(name, default, is_plain_url, fix).rstrip("/")
+
+    def path(self, name: str, default: str = "", good: Test = bool, fix: str = "") -> Path:
+        found = self.text(name, default, lambda text: good(os.path.expanduser(text)), fix)
+        return Path(found).expanduser()
+
+    def folder(self, name: str, holds: str) -> Path:
+        fix = f"there is no {holds} in it; give the right folder."
+        return self.path(name, "", lambda path: os.path.isfile(f"{path}/{holds}"), fix)
+
+    def program(self, name: str) -> str:
+        fix = "there is no such program; give the Python ComfyUI runs on."
+        return str(self.path(name, "", shutil.which, fix))
+
+    def state_dir(self, name: str) -> Path:
+        home = self.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        # systemd lists several folders with colons; the unit asks for one.
+        default = self.environ.get("STATE_DIRECTORY", "").split(":")[0] or f"{home}/ltx-worker"
+        return self.path(name, default).absolute()
+
+    def size(self, name: str, default: str) -> Size:
+        fix = "give WIDTHxHEIGHT, both even, from 64 to 4096."
+        return to_size(self.text(name, default, to_size, fix)) or Size(0, 0)
+
+    def child_environ(self, _name: str) -> dict[str, str]:
+        """Without our secrets, whatever they are called, and the password of a proxy."""
+        secrets = [value for name in SECRET_NAMES if (value := self.environ.get(name, "").strip())]
+
+        def is_hidden(name: str, value: str) -> bool:
+            proxy = name.lower().endswith("_proxy") and "@" in value
+            return proxy or name in SYSTEMD_NAMES or any(secret in value for secret in secrets)
+
+        return {n: value for n, value in self.environ.items() if not is_hidden(n, value)}
+
+
+def setting(read: Callable[..., T], name: str, *rule: object) -> T:
+    """A Settings field that is read from the variable `name` by one of Reader's methods."""
+    field: T = dataclasses.field(metadata={"read": lambda reader: read(reader, name, *rule)})
+    return field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything the operator can set; made once, nothing else reads the environment."""
+
+    api_url: str = setting(Reader.url, "API_URL")
+    secret: str = setting(
+        Reader.matching, "VIDEOGEN_WORKER_SECRET", r"[!-~]{8,}", "use 8 or more plain characters."
+    )
+    blob_token: str = setting(
+        Reader.matching,
+        "BLOB_READ_WRITE_TOKEN",
+        r"vercel_blob_rw_[A-Za-z0-9]+_[A-Za-z0-9]+",
+        "copy the store's token from Vercel; it looks like vercel_blob_rw_STORE_SECRET.",
+    )
+    blob_api_url: str = setting(Reader.url, "VERCEL_BLOB_API_URL", "https://vercel.com/api/blob")
+    blob_access: str = setting(Reader.choice, "BLOB_ACCESS", ("public", "private"))
+    comfyui_dir: Path = setting(Reader.folder, "COMFYUI_DIR", "main.py")
+    comfyui_python: str = setting(Reader.program, "COMFYUI_PYTHON")
+    comfyui_url: str = setting(Reader.url, "COMFYUI_URL", "http://localhost:8188")
+    comfyui_args: tuple[str, ...] = setting(Reader.words, "COMFYUI_ARGS")
+    comfyui_standby: bool = setting(Reader.switch, "COMFYUI_STANDBY")
+    comfyui_restart: str = setting(Reader.choice, "COMFYUI_RESTART", ("clip", "job"))
+    comfyui_idle_stop: float = setting(Reader.seconds, "COMFYUI_IDLE_STOP_S", 600, 0, 86_400)
+    boot_timeout: float = setting(Reader.seconds, "COMFYUI_BOOT_TIMEOUT_S", 180, 1, 3600)
+    watermark: Path = setting(Reader.path, "WATERMARK_PATH")
+    frame_hosts: frozenset[str] = setting(Reader.hosts, "FRAME_HOSTS")
+    sampler: str = setting(Reader.choice, "LTX_SAMPLER", SAMPLERS)
+    clip_gate: str = setting(Reader.choice, "CLIP_GATE", ("enforce", "warn", "off"))
+    checkpoint: str = setting(
+        Reader.text, "LTX_CHECKPOINT", "ltx-2.3-22b-distilled-fp8.safetensors"
+    )
+    text_encoder: str = setting(Reader.text, "LTX_TEXT_ENCODER", "gemma-3-12b-it-qat-Q4_K_M.gguf")
+    text_projection: str = setting(
+        Reader.text, "LTX_TEXT_PROJECTION", "ltx-2.3_text_projection_bf16.safetensors"
+    )
+    size: Size = setting(Reader.size, "VIDEO_SIZE", "1920x1080")
+    poll_interval: float = setting(Reader.seconds, "POLL_INTERVAL_S", 5, 0.05, 3600)
+    heartbeat_interval: float = setting(Reader.seconds, "HEARTBEAT_INTERVAL_S", 15, 0.05, 600)
+    clip_timeout: float = setting(Reader.seconds, "CLIP_TIMEOUT_S", 600, 1, 86_400)
+    job_timeout: float = setting(Reader.seconds, "JOB_TIMEOUT_S", 720, 1, 86_400)
+    state_dir: Path = setting(Reader.state_dir, "STATE_DIR")
+    worker_id: str = setting(
+        Reader.matching, "WORKER_ID", r"[A-Za-z0-9_-]{1,128}", "use letters, digits, - and _."
+    )
+    notify_socket: str = setting(Reader.text, "NOTIFY_SOCKET")
+    watchdog_usec: float = setting(Reader.seconds, "WATCHDOG_USEC", 0, 0, 1e12)
+    journal_stream: str = setting(Reader.text, "JOURNAL_STREAM")
+    child_environ: Mapping[str, str] = setting(Reader.child_environ, "")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], needed: Iterable[str] = RUN_NEEDS) -> Settings:
+        """Raises ConfigError that names every wrong variable, its value and the fix."""
+        reader = Reader(environ, needed)
+        values = {field.name: field.metadata["read"](reader) for field in dataclasses.fields(cls)}
+        if reader.problems:
+            raise ConfigError(*reader.problems)
+        return cls(**values)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return tuple(value for value in (self.secret, self.blob_token) if value)
+
+
+ENV_FILE = Path(__file__).resolve().parents[1] / ".env"
+
+
+def read_environ() -> dict[str, str]:
+    """The environment over the .env beside the script."""
+    beside = dotenv.dotenv_values(ENV_FILE, interpolate=False)
+    return {**{name: value for name, value in beside.items() if value is not None}, **os.environ}
