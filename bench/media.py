@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ffmpeg
 
+from bench.agenda import Agenda
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.film.clips import join_command, place_watermark, trim_command
 from ltx.film.ffmpeg import ffmpeg_command
@@ -33,6 +33,7 @@ SIZES = (Size(1280, 720), Size(1920, 1080))
 WATERMARK = ROOT / "sandbox" / "frames" / "watermark.png"
 CLIPS = 5
 NICENESS = 10
+LONGEST_S = 180.0  # for a run of both sizes, on two slow cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args(arguments).runs
-    # The way out of a Ctrl-C, on which the folder and its hundreds of megabytes are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print(f"{os.cpu_count()} cores, medians of {runs}\n")
-    print("film          raw clip   trim + watermark + encode   of real time   join 5 clips")
-    for size in SIZES:
-        with tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder:
-            show(size, Path(folder), runs)
-    return 0
+    names = {size: f"{size.width}x{size.height}" for size in SIZES}
+    with Agenda(LONGEST_S * (1 + runs), names.values()) as agenda:
+        print(f"{os.cpu_count()} cores, medians of {runs}\n")
+        print("film          raw clip   trim + watermark + encode   of real time   join 5 clips")
+        for size, name in names.items():
+            with agenda.part(name), tempfile.TemporaryDirectory(prefix="ltx-bench-") as folder:
+                show(size, Path(folder), runs)
+    return 0 if agenda.complete else 1
 
 
 def show(size: Size, folder: Path, runs: int) -> None:
@@ -80,8 +81,7 @@ def size_of(picture: Path) -> Size:
     return Size(stream["width"], stream["height"])
 
 
-def median(work: object, runs: int) -> float:
-    assert callable(work)
+def median(work: Callable[[], object], runs: int) -> float:
     spent = []
     for _ in range(runs):
         started = time.monotonic()

@@ -17,12 +17,8 @@ because drawing and encoding it is this machine's work and not what is measured.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import re
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,9 +28,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sandbox.client import LIGHT, ROOT, Hosted, inherited
+from bench import usage
+from bench.agenda import Agenda
+from sandbox.client import ROOT, Hosted
+from sandbox.launch import Running, box_settings, environ, pace, worker_command
 
 MODES = {
     "plain restart": {"COMFYUI_STANDBY": "0"},
@@ -60,6 +59,9 @@ LOG_LINE = re.compile(r"^(\S+ \S+) INFO (\w+) (.*)$", re.MULTILINE)
 PARTS = ("noticed", "safe and ended", "next one ready", "prompt sent", "begun")
 
 
+Case = tuple[str, int]  # mode, clips
+
+
 class Usage(NamedTuple):
     """Of the worker alone, without its children: seconds of CPU, the most memory in MB."""
 
@@ -77,7 +79,7 @@ class Run:
     after: float
     gaps: list[list[float]]
     ready_seen: float
-    usage: Usage
+    used: Usage
 
     @property
     def ratio(self) -> float:
@@ -94,14 +96,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cases = [(mode, clips) for clips in options.clips for mode in options.modes]
     print(f"times of a GPU divided by {options.scale:g}, {options.at_once} at once; in seconds\n")
-    with ThreadPoolExecutor(options.at_once) as pool:
-        runs = list(pool.map(lambda case: measure(case[0], case[1], options.scale), cases))
-    show_totals(runs)
-    show_gaps(runs)
-    return 0
+    names = {case: f"{case[0]} of {case[1]}" for case in cases}
+    runs: list[Run] = []
+    with Agenda(longest(cases, options.scale, options.at_once), names.values()) as agenda:
+        for case, run in run_all(cases, options, agenda):
+            runs.append(run)
+            agenda.done(names[case])
+    if runs:
+        show_totals(runs)
+        show_gaps(runs)
+    return 0 if agenda.complete else 1
 
 
-def measure(mode: str, clips: int, scale: float) -> Run:
+def longest(cases: Sequence[Case], scale: float, at_once: int) -> float:
+    """Seconds: twice what plain restarts take, and what this machine does for itself."""
+    clip = sum(PROFILE.values()) + 8 * PROFILE["STEP"]
+    each = [2 * clips * clip / scale + 30 + 5 * clips for _, clips in cases]
+    return max(sum(each) / at_once, *each)
+
+
+def run_all(
+    cases: Sequence[Case], options: argparse.Namespace, agenda: Agenda
+) -> Iterator[tuple[Case, Run]]:
+    """Those that come to their end in time."""
+    pool = ThreadPoolExecutor(options.at_once)
+    try:
+        yield from zip(
+            cases,
+            pool.map(lambda case: measure(case[0], case[1], options.scale, agenda), cases),
+            strict=True,
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def measure(mode: str, clips: int, scale: float, agenda: Agenda) -> Run:
     with tempfile.TemporaryDirectory(prefix="ltx-bench-") as name:
         folder = Path(name)
         with Hosted(folder / "hosted", frames=STILLS[0].parent) as hosted:
@@ -109,56 +138,28 @@ def measure(mode: str, clips: int, scale: float) -> Run:
             first = {"on": "boot", "kind": "slow", "seconds": 0}
             if mode == "standby":
                 hosted.script_comfyui(first, *[beside] * (clips + 1))
-            with working(hosted, mode, scale, folder) as worker:
+            env = worker_environ(hosted, mode, scale, folder / "state")
+            with Running(worker_command(), env, folder / "worker.log") as worker:
                 hosted.wait("heartbeat")
                 stills = [
                     f"{hosted.url}/frames/{STILLS[n % len(STILLS)].name}" for n in range(clips + 1)
                 ]
                 job = hosted.add_job(stills, [f"walk on, part {n}" for n in range(clips)])
-                outcome = hosted.wait("*", job, timeout=3600, where=is_outcome)
-                usage = read_usage(worker.pid)
+                outcome = hosted.wait_outcome(job, agenda.seconds_left())
+                pid = worker.process.pid
+                used = Usage(usage.cpu_seconds(pid), usage.megabytes(pid, "VmHWM"))
             if outcome["kind"] != "complete":
                 raise RuntimeError(f"{mode}, {clips} clips: {outcome['data']}")
-            return read_run(mode, clips, hosted, (folder / "worker.log").read_text(), usage)
+            return read_run(mode, clips, hosted, worker.log, used)
 
 
-def is_outcome(event: dict[str, Any]) -> bool:
-    return event["kind"] in ("complete", "fail")
+def worker_environ(hosted: Hosted, mode: str, scale: float, state: Path) -> dict[str, str]:
+    times = pace(**{name: seconds / scale for name, seconds in PROFILE.items()})
+    own = {"VIDEO_SIZE": SIZE, "POLL_INTERVAL_S": "0.2"}
+    return environ(box_settings(hosted, state, **MODES[mode], **times, **own))
 
 
-@contextlib.contextmanager
-def working(
-    hosted: Hosted, mode: str, scale: float, folder: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    environ = {
-        **inherited(),
-        **LIGHT,
-        **hosted.worker_settings(),
-        **hosted.lookalike_settings(),
-        **MODES[mode],
-        **{f"LOOKALIKE_{name}_S": str(seconds / scale) for name, seconds in PROFILE.items()},
-        "VIDEO_SIZE": SIZE,
-        "STATE_DIR": str(folder / "state"),
-        "POLL_INTERVAL_S": "0.2",
-    }
-    with (folder / "worker.log").open("wb") as log:
-        command = [sys.executable, "-u", str(ROOT / "ltx_worker.py")]
-        worker = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
-    try:
-        yield worker
-    finally:
-        worker.send_signal(signal.SIGTERM)
-        worker.wait()
-
-
-def read_usage(pid: int) -> Usage:
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    peak = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert peak
-    return Usage(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), int(peak[1]) / 1024)
-
-
-def read_run(mode: str, clips: int, hosted: Hosted, log: str, usage: Usage) -> Run:
+def read_run(mode: str, clips: int, hosted: Hosted, log: str, used: Usage) -> Run:
     """Puts together what the hosted side, the look-alike and the worker each noted."""
     at = {
         name: [event["t"] for event in hosted.events(f"comfyui.{name}")]
@@ -183,7 +184,7 @@ def read_run(mode: str, clips: int, hosted: Hosted, log: str, usage: Usage) -> R
     ideal = boot + executions + encode
     before, after = at["start"][0] - claimed - boot, stored - at["done"][-1] - encode
     ready_seen = logged["boot_done"][0][0] - at["ready"][0]
-    return Run(mode, clips, stored - claimed, ideal, before, after, gaps, ready_seen, usage)
+    return Run(mode, clips, stored - claimed, ideal, before, after, gaps, ready_seen, used)
 
 
 def read_log(log: str) -> dict[str, list[tuple[float, dict[str, str]]]]:
@@ -208,7 +209,7 @@ def show_totals(runs: Sequence[Run]) -> None:
         print(
             f"{run.mode:14} {run.clips:5} {run.wall:7.2f} {run.ideal:7.2f} {run.ratio:11.3f}"
             f" {run.before:8.2f} {sum(map(sum, run.gaps)):5.2f} {run.after:6.2f}"
-            f" {run.usage.cpu:10.2f} s {run.usage.peak:10.1f} MB"
+            f" {run.used.cpu:10.2f} s {run.used.peak:10.1f} MB"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import json
 import mimetypes
 import re
@@ -20,8 +19,9 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from sandbox.blob_store import BlobError, BlobStore, Body, Write, check_etag, stem
-from sandbox.journal import Journal, Options, atomically
+from sandbox.api import Api
+from sandbox.blob_store import BlobError, Body, Write, check_etag, stem
+from sandbox.journal import atomically
 
 DEFAULT_MAX_AGE_S = 2592000
 MIN_MAX_AGE_S = 60
@@ -39,21 +39,8 @@ CREATE TABLE IF NOT EXISTS parts (
 Act = Callable[[web.Request], Awaitable[Any]]
 
 
-class BlobApi:
-    def __init__(
-        self,
-        db: sqlite3.Connection,
-        journal: Journal,
-        options: Options,
-        store: BlobStore,
-        token: str,
-    ) -> None:
-        self._db = db
-        self._journal = journal
-        self._options = options
-        self._store = store
-        self._token = token
-        db.executescript(SCHEMA)
+class BlobApi(Api):
+    schema = SCHEMA
 
     def routes(self) -> list[web.RouteDef]:
         base = "/api/blob"
@@ -74,8 +61,8 @@ class BlobApi:
             return web.json_response(body, status=error.status)
 
     def _authorise(self, request: web.Request) -> None:
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind != "Bearer" or not self._is_secret(token):
             raise BlobError("forbidden", "Access denied, please provide a valid token.")
         if request.headers.get("x-vercel-blob-store-id", self._store.id) != self._store.id:
             raise BlobError("store_not_found", "This store does not exist.")

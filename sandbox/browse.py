@@ -17,7 +17,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from sandbox.client import LIGHT, ROOT, inherited
+from sandbox.client import LIGHT, ROOT
+from sandbox.launch import inherited
 
 PICTURE = ROOT / "sandbox" / "page.jpg"
 FLAGS = ("gpu", "quic", "background-networking", "component-update", "sync")

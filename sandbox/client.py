@@ -25,18 +25,12 @@ LONGEST_POLL_S = 20.0
 # For the many short-lived processes: OpenBLAS would start threads at every import, OpenSSL would
 # read every certificate of the system, and nobody here multiplies matrices or speaks TLS.
 LIGHT = {"OPENBLAS_NUM_THREADS": "1", "SSL_CERT_FILE": os.devnull}
-INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR")
 
 Event = dict[str, Any]
 
 
 class NothingHappened(AssertionError, TimeoutError):
     """The event waited for did not come; the message lists the last ones that did."""
-
-
-def inherited() -> dict[str, str]:
-    """What a worker takes over from our environment, which may have the operator's settings."""
-    return {name: os.environ[name] for name in INHERITED if name in os.environ}
 
 
 def free_port() -> int:
@@ -247,6 +241,11 @@ class Hosted:
             seq = found[-1]["seq"] if found else seq
             if left <= 0:
                 raise NothingHappened(self._missing(kind, job, timeout))
+
+    def wait_outcome(self, job: str, timeout: float = 40) -> Event:
+        """The `complete` or `fail` event of a job."""
+        ends = ("complete", "fail")
+        return self.wait("*", job, timeout=timeout, where=lambda event: event["kind"] in ends)
 
     def _missing(self, kind: str, job: str | None, timeout: float) -> str:
         recent = self.events(after=max(0, self.now() - 200))

@@ -16,15 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import dotenv
 from PIL import Image, ImageDraw, ImageFont
 
-from sandbox.client import ROOT, Hosted, inherited
+from sandbox.client import ROOT, Hosted
+from sandbox.launch import Running, box_settings, environ, pace, worker_command
 
 RESULTS = ROOT / "demo"
 FILM, SHEET, LOG = (RESULTS / n for n in ("walkthrough.mp4", "contact-sheet.png", "worker.log"))
@@ -37,9 +37,9 @@ PROMPTS = (
 FPS, CLIP_FRAMES = 24, 120
 SHOWN = {"first frame": 0, "middle": CLIP_FRAMES // 2, "last frame": CLIP_FRAMES - 1}
 CELL_WIDTH, GAP, CAPTION = 480, 12, 26
-LOOKALIKE_SECONDS = {"BOOT": "1.5", "LOAD": "1.0", "STEP": "0.25", "DECODE": "0.5"}
+PACE = pace(BOOT=1.5, LOAD=1.0, STEP=0.25, DECODE=0.5)
 ERASE_LINE = "\r\x1b[K"
-WORKER_STOP_S, LISTENER_S = 25.0, 5.0
+LISTENER_S = 5.0
 
 
 class DemoFailed(Exception):
@@ -68,11 +68,11 @@ def run_demo() -> None:
     with tempfile.TemporaryDirectory(prefix="ltx-demo-") as folder, sandbox(Path(folder)) as hosted:
         stills = [f"{hosted.url}/frames/{name}" for name in STILLS]
         job = hosted.add_job(stills, PROMPTS, watermark=True, id="demo")
-        environ = worker_environ(hosted, Path(folder) / "worker", "demo-worker")
-        code = run_worker(environ)
+        env = worker_environ(hosted, Path(folder) / "worker", "demo-worker")
+        code = run_worker(env)
         outcome = check_outcome(hosted.job(job), code)
         shutil.copyfile(hosted.blob_path(job), FILM)
-    check_film(environ["VIDEO_SIZE"])
+    check_film(env["VIDEO_SIZE"])
     draw_sheet(FILM, len(PROMPTS), SHEET)
     tell_stages()
     tell_results(outcome)
@@ -94,61 +94,32 @@ def sandbox(folder: Path) -> Iterator[Hosted]:
 
 
 def worker_environ(hosted: Hosted, state: Path, worker: str) -> dict[str, str]:
-    fixed = {
-        **hosted.worker_settings(),
-        "STATE_DIR": str(state),
-        "WORKER_ID": worker,
-        "PYTHONUNBUFFERED": "1",
-    }
+    own = {"STATE_DIR": str(state), "WORKER_ID": worker, "VIDEO_SIZE": "1920x1080"}
     if os.environ.get("COMFYUI_DIR"):
-        size = os.environ.get("VIDEO_SIZE", "1920x1080")
-        return {**os.environ, **fixed, "VIDEO_SIZE": size}
-    # Set but empty, a name of the operator's .env counts as unset.
-    unset = dict.fromkeys(dotenv.dotenv_values(ROOT / ".env"), "")
-    pace = {f"LOOKALIKE_{name}_S": seconds for name, seconds in LOOKALIKE_SECONDS.items()}
-    rendering = {**hosted.lookalike_settings(), "VIDEO_SIZE": "1920x1080", **pace}
-    return {**inherited(), **unset, **fixed, **rendering}
+        size = {name: os.environ[name] for name in ("VIDEO_SIZE",) if name in os.environ}
+        return {**os.environ, **hosted.worker_settings(), **own, **size}
+    return environ({**box_settings(hosted, state), **own, **PACE})
 
 
-def run_worker(environ: dict[str, str]) -> int:
+def run_worker(env: Mapping[str, str]) -> int:
     """The worker's exit code; what it says goes to the terminal and into demo/worker.log."""
     # On a terminal it gets one of its own, so that it draws its progress bar and we can listen.
     ours, theirs = os.openpty() if sys.stderr.isatty() else os.pipe()
     listener = threading.Thread(target=copy_output, args=(ours,), daemon=True)
     listener.start()
-    command = [sys.executable, str(ROOT / "ltx_worker.py"), "run", "--once"]
     try:
         # A session of its own: a Ctrl-C reaches it once, from us.
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
+        worker = Running(
+            worker_command("run", "--once"), env,
+            stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
     finally:
         os.close(theirs)
     try:
-        with stopping(process):
-            return process.wait()
+        with worker:
+            return worker.wait(None)
     finally:
         listener.join(LISTENER_S)
-
-
-@contextlib.contextmanager
-def stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leaving early, the worker is asked to stop, and made to when it does not."""
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(WORKER_STOP_S)
-            finally:
-                process.kill()
-                process.wait()
 
 
 def copy_output(source: int) -> None:

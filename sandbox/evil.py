@@ -176,10 +176,10 @@ def done(comfy: EvilComfy) -> Iterable[bytes]:
 class EvilComfy(Evil):
     """Does all that a ComfyUI does at once, without rendering; `overrule` has it go astray."""
 
-    def __init__(self, film: Callable[[bytes, bytes], bytes], models: Iterable[str]) -> None:
-        """film: makes a clip of its first and its last picture."""
+    def __init__(self, film: Callable[[bytes, bytes], bytes], classes: Mapping[str, Any]) -> None:
+        """film: makes a clip of its first and its last picture; classes: its /object_info."""
         super().__init__()
-        self.make_film, self.models = film, list(models)
+        self.make_film, self.classes = film, classes
         self.film = b""
         self.left: dict[str, int] = {}
         self.prompted = threading.Event()
@@ -203,9 +203,9 @@ class EvilComfy(Evil):
 
     def behave(self, name: str, path: str) -> Act:
         if name == "/object_info":
-            names = ("ckpt_name", "clip_name1", "clip_name2")
-            required = {one: [self.models] for one in names}
-            return answer({path.rpartition("/")[2]: {"input": {"required": required}}})
+            asked = path.rpartition("/")[2]
+            found = {name: self.classes[name] for name in {asked} & self.classes.keys()}
+            return answer(self.classes if asked == "object_info" else found)
         plain: dict[str, Any] = {
             "/system_stats": {"system": {"comfyui_version": "0.27.0", "argv": []}, "devices": []},
             "/history": {self.prompt_id: success(GIF)},

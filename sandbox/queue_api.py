@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import sqlite3
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from sandbox.blob_store import BlobStore
+from sandbox.api import Api
 from sandbox.contract import (
     CLAIM,
     COMPLETE,
@@ -26,7 +25,7 @@ from sandbox.contract import (
     parse_body,
     text,
 )
-from sandbox.journal import Journal, Options, atomically, iso
+from sandbox.journal import atomically, iso
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -41,21 +40,8 @@ CREATE TABLE IF NOT EXISTS outcomes (
 Act = Callable[[web.Request, dict[str, Any]], dict[str, Any]]
 
 
-class QueueApi:
-    def __init__(
-        self,
-        db: sqlite3.Connection,
-        journal: Journal,
-        options: Options,
-        store: BlobStore,
-        secret: str,
-    ) -> None:
-        self._db = db
-        self._journal = journal
-        self._options = options
-        self._store = store
-        self._secret = secret.encode()
-        db.executescript(SCHEMA)
+class QueueApi(Api):
+    schema = SCHEMA
 
     def routes(self) -> list[web.RouteDef]:
         base = "/api/videogen"
@@ -91,8 +77,7 @@ class QueueApi:
         return web.json_response(answer)
 
     def _authorise(self, request: web.Request) -> None:
-        given = request.headers.get("x-videogen-secret", "").encode()
-        if not hmac.compare_digest(given, self._secret):
+        if not self._is_secret(request.headers.get("x-videogen-secret", "")):
             raise Refusal(401, "unauthorized", "x-videogen-secret is missing or wrong")
 
     def _register(self, _request: web.Request, body: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import errno
 import os
 import re
@@ -18,14 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, web
 
-from ltx.errors import FAULTS
 from sandbox.client import ROOT, Hosted
 from sandbox.demo import (
     FRAMES,
@@ -35,20 +33,24 @@ from sandbox.demo import (
     DemoFailed,
     extract_frames,
     sandbox,
-    stopping,
     worker_environ,
 )
 from sandbox.hosted import LARGEST_FRAME
+from sandbox.launch import Running, worker_command
+from sandbox.studio_words import (
+    Refused,
+    checked_job,
+    describe_worker,
+    picture_kind,
+    tell_film,
+    tell_progress,
+)
 
 PAGE = ROOT / "sandbox" / "page"
 PORT = 8765
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FEWEST, MOST = 2, 6
-LONGEST_PROMPT = 2000
 MOST_JOBS_SHOWN = 30
-# The worker beats every half second here: this long a silence is no hiccup.
 PACE = {"HEARTBEAT_INTERVAL_S": "0.5", "POLL_INTERVAL_S": "1"}
-SILENT_S = 10.0
 EVENTS_S = 20.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:;"
@@ -63,35 +65,13 @@ LOOKALIKE = (
     " COMFYUI_DIR and COMFYUI_PYTHON to render with your ComfyUI."
 )
 RENDERER = "" if os.environ.get("COMFYUI_DIR") else LOOKALIKE
-STAGES = {
-    "starting": "Starting",
-    "checking": "Checking the pictures",
-    "downloading": "Fetching the pictures",
-    "booting": "Starting the renderer for clip {clip} of {clips}",
-    "loading": "Loading the models for clip {clip} of {clips}",
-    "rendering": "Rendering clip {clip} of {clips}, step {step} of {steps}",
-    "decoding": "Decoding clip {clip} of {clips}",
-    "encoding": "Encoding the last clip",
-    "joining": "Joining the clips",
-    "uploading": "Uploading the film",
-    "reporting": "Reporting the film",
-}
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Refused(Exception):
-    """What is wrong with a request, in one sentence for people."""
-
-    def __init__(self, sentence: str, status: int = 400) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Studio:
     """What the page shows, and what it may do: add pictures and jobs, cancel jobs, nothing else."""
 
-    def __init__(self, hosted: Hosted, worker: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(self, hosted: Hosted, worker: Running, folder: Path) -> None:
         self._hosted, self._worker, self._folder = hosted, worker, folder
         self._pictures: set[str] = set()
         self._beat: dict[str, Any] = {}
@@ -149,7 +129,9 @@ class Studio:
             {"title": f"Film {number}", **self._describe(job, waiting)}
             for number, job in enumerate(jobs, 1)
         ]
-        worker = describe_worker(self._worker.poll(), time.monotonic() - self._beat_at, self._beat)
+        worker = describe_worker(
+            self._worker.process.poll(), time.monotonic() - self._beat_at, self._beat
+        )
         newest = shown[: -MOST_JOBS_SHOWN - 1 : -1]
         return web.json_response({"worker": worker, "renderer": RENDERER, "jobs": newest})
 
@@ -282,83 +264,12 @@ async def show_samples(_request: web.Request) -> web.Response:
     return web.json_response({"pictures": pictures, "prompts": PROMPTS})
 
 
-def picture_kind(body: bytes) -> str | None:
-    if body.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if body.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    return "webp" if body[:4] == b"RIFF" and body[8:12] == b"WEBP" else None
-
-
-def checked_job(given: Any, known: set[str]) -> tuple[list[str], list[str], bool]:
-    """Pictures, prompts and watermark of what the page sends, or Refused."""
-    given = given if isinstance(given, dict) else {}
-    pictures, prompts, watermark = (given.get(k) for k in ("pictures", "prompts", "watermark"))
-    if not isinstance(pictures, list) or not FEWEST <= len(pictures) <= MOST:
-        raise Refused(f"A film needs {FEWEST} to {MOST} pictures.")
-    if not all(isinstance(name, str) and name in known for name in pictures):
-        raise Refused("A picture is not here; add it again.")
-    if not isinstance(prompts, list) or len(prompts) != len(pictures) - 1:
-        raise Refused("A film needs a prompt between each two pictures.")
-    if not all(isinstance(text, str) and text.strip() for text in prompts):
-        raise Refused("A prompt is empty.")
-    if any(len(text) > LONGEST_PROMPT for text in prompts):
-        raise Refused(f"A prompt is longer than {LONGEST_PROMPT} letters.")
-    if not isinstance(watermark, bool):
-        raise Refused("The watermark is either true or false.")
-    return pictures, [text.strip() for text in prompts], watermark
-
-
-def describe_worker(code: int | None, silent_s: float, beat: Mapping[str, Any]) -> dict[str, str]:
-    """The worker's state in one word and in words; code: how its process ended, if it did."""
-    if code is not None:
-        told = f"The worker has ended (exit code {code}). Start make sandbox again."
-        return {"state": "down", "words": told}
-    if silent_s > SILENT_S:
-        told = f"The worker has not been heard of for {silent_s:.0f} s."
-        return {"state": "down", "words": told}
-    if not beat:
-        return {"state": "starting", "words": "The worker is starting."}
-    if beat["status"] == "degraded":
-        trouble = beat["progress"]["stage"].rpartition(" ")[2]
-        why = FAULTS[trouble].sentence if trouble in FAULTS else trouble
-        told = f"The worker takes no film until this is mended: {why} ({trouble})"
-        return {"state": "degraded", "words": told}
-    calm = {"idle": "The worker is ready.", "busy": "The worker is making a film."}
-    words = calm.get(beat["status"], "The worker is stopping.")
-    return {"state": beat["status"], "words": words}
-
-
-def tell_progress(progress: Mapping[str, Any]) -> str:
-    if not progress:
-        return STAGES["starting"]
-    stage: str = progress["stage"]
-    if stage == "rendering" and progress["step"] in (0, progress["steps"]):
-        stage = "decoding" if progress["step"] else "loading"
-    return STAGES.get(stage, stage).format(**progress)
-
-
-def tell_film(outcome: Mapping[str, Any]) -> str:
-    size, megabytes = f"{outcome['width']} x {outcome['height']}", outcome["sizeBytes"] / 1e6
-    return (
-        f"Ready: {outcome['durationSec']:g} s, {size}, {outcome['fps']} frames a second,"
-        f" {megabytes:.1f} MB, made in {outcome['renderSec']:.0f} s"
-    )
-
-
-@contextlib.contextmanager
-def working(hosted: Hosted, state: Path) -> Iterator[subprocess.Popen[bytes]]:
+def start_worker(hosted: Hosted, state: Path) -> Running:
     """A worker that serves the queue and says what it does on this terminal."""
     # What the environment says of the look-alike's pace and of the size wins.
     own = {k: v for k, v in os.environ.items() if k.startswith(("LOOKALIKE_", "VIDEO_SIZE"))}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "ltx_worker.py"), "run"],
-        env={**worker_environ(hosted, state, "studio-worker"), **PACE, **own},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with stopping(process):
-        yield process
+    env = {**worker_environ(hosted, state, "studio-worker"), **PACE, **own}
+    return Running(worker_command("run"), env, start_new_session=True)
 
 
 async def serve(studio: Studio, door: socket.socket) -> None:
@@ -382,7 +293,7 @@ def run_studio(port: int) -> None:
         socket.create_server(("127.0.0.1", port)) as door,
         tempfile.TemporaryDirectory(prefix="ltx-studio-") as name,
         sandbox(Path(name)) as hosted,
-        working(hosted, Path(name) / "worker") as worker,
+        start_worker(hosted, Path(name) / "worker") as worker,
     ):
         asyncio.run(serve(Studio(hosted, worker, Path(name) / "stills"), door))
         catch_stops()

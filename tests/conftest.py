@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from sandbox.client import LIGHT, Hosted, free_port, inherited
+from sandbox.client import ROOT, Hosted, free_port
+from sandbox.launch import WORKER, Running, box_settings, environ, pace, started_on, worker_command
 from tests.hosted_fork import ForkedHosted
 from tests.pictures import picture
 
-ROOT = Path(__file__).resolve().parent.parent
-WORKER = ROOT / "ltx_worker.py"
+__all__ = ["ROOT", "WORKER", "Running"]  # of the sandbox, for the tests to use
 SIZE = (128, 72)
 
 
@@ -44,33 +43,6 @@ def install(folder: Path) -> Path:
     return Path(shutil.copy(WORKER, folder))
 
 
-class Running:
-    """A worker process whose output can be waited for."""
-
-    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
-        self.path = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-
-    @property
-    def log(self) -> str:
-        return self.path.read_text()
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout: float = 60) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the worker still runs:\n{self.log[-4000:]}") from None
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
 class Box:
     """The operator's machine: a state folder, settings and the worker."""
 
@@ -81,35 +53,25 @@ class Box:
         self.watermark = folder / "watermark.png"
         self.watermark.write_bytes(picture((120, 40), "mark", mode="RGBA"))
         self.running: list[Running] = []
-        self.settings = {
-            **hosted.worker_settings(),
-            **hosted.lookalike_settings(),
+        self.settings = box_settings(hosted, self.state) | {
             "COMFYUI_URL": f"http://localhost:{self.port}",
             "COMFYUI_STANDBY": "0",
             # A look costs as much as a render here; who tests films or the gate switches it on.
             "CLIP_GATE": "off",
             "WATERMARK_PATH": str(self.watermark),
             "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
-            "STATE_DIR": str(self.state),
             "WORKER_ID": "test-worker",
             "POLL_INTERVAL_S": "0.2",
             "HEARTBEAT_INTERVAL_S": "0.5",
-            "LOOKALIKE_BOOT_S": "0.1",
-            "LOOKALIKE_LOAD_S": "0.05",
-            "LOOKALIKE_STEP_S": "0.02",
-            "LOOKALIKE_DECODE_S": "0.02",
+            **pace(BOOT=0.1, LOAD=0.05, STEP=0.02, DECODE=0.02),
         }
 
     def environ(self, **changes: str) -> dict[str, str]:
-        """The machine's environment; a setting given as '' is unset."""
-        settings = {**self.settings, **changes}
-        given = {name: value for name, value in settings.items() if value}
-        return {**inherited(), **LIGHT, **given}
+        return environ({**self.settings, **changes})
 
     def start(self, *arguments: str, **changes: str) -> Running:
-        command = [sys.executable, "-u", str(WORKER), *arguments]
         log = self.folder / f"worker-{len(self.running)}.log"
-        self.running.append(Running(command, self.environ(**changes), log))
+        self.running.append(Running(worker_command(*arguments), self.environ(**changes), log))
         return self.running[-1]
 
     def run_once(self, timeout: float = 60, **changes: str) -> Running:
@@ -134,20 +96,11 @@ class Box:
         return error
 
     def await_outcome(self, job: str, timeout: float = 40) -> dict[str, Any]:
-        """The `complete` or `fail` event of a job."""
-        return self.hosted.wait(
-            "*", job=job, timeout=timeout, where=lambda one: one["kind"] in ("complete", "fail")
-        )
+        return self.hosted.wait_outcome(job, timeout)
 
     def children(self) -> list[int]:
         """The processes that carry the mark of a worker on this box's state folder."""
-        mark = f"LTX_WORKER_STATE={self.state}".encode()
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
+        return started_on(self.state)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench.clip_gate import Case, try_case
+from bench.clip_gate.clips import Case
+from bench.clip_gate.look import try_case
 from sandbox.client import Hosted
 from tests.conftest import Box, serving
 

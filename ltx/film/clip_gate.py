@@ -28,7 +28,7 @@ GRAIN_FLOOR = 8
 ALIKE = 0.9
 # Mean levels above black below which a colour shift alone may blacken an image.
 DARK = 16.0
-# Chosen by bench/clip_gate.py on one half of its photographs. In brackets what both halves
+# Chosen by bench/clip_gate on one half of its photographs. In brackets what both halves
 # measured: the good clip nearest to the limit, then the bad clip nearest to it among the kinds that
 # this check is there for. Blur, a colour shift and crf 28 are in the good ones.
 LEAST_LIKE = 0.5  # (0.67; a wrong image 0.11)

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import threading
 import time
-from pathlib import Path
 
-from execution import Cached, Item, Run
+from execution import Execution
 from hub import Hub
-from options import Folders
-from schemas import Schemas, load_schemas
-from script import Script
-from validation import Json
+from run import Item
+from slots import Json
+from state import State
 
 log = logging.getLogger(__name__)
 
-HISTORY_LAG_S = 0.02  # from execution_success until the history has it; real, only longer here
-IDLE_VRAM = 550_000_000  # bytes: a CUDA context
-UNLOADED_VRAM = 900_000_000  # after prompts and /free
-SPARE_VRAM = 700_000_000  # what loaded models leave free: dynamic VRAM fills the card
-
 
 class Engine:
-    def __init__(
-        self, options: argparse.Namespace, folders: Folders, script: Script, hub: Hub
-    ) -> None:
-        self.options = options
-        self.folders = folders
-        self.script = script
+    def __init__(self, state: State, hub: Hub) -> None:
+        self.state = state
+        self.script = state.script
         self.hub = hub
         self.changed = threading.Condition()
         self.pending: list[Item] = []
         self.running: Item | None = None
         self.history: dict[str, Json] = {}
-        self.interrupted = threading.Event()
         self.free_requests: set[str] = set()
-        self.cache: dict[str, Cached] = {}  # by signature
         self.client_id: str | None = None  # of the running prompt, or of the last one
-        self.last_node: str | None = None
-        self.last_video: Path | None = None
-        self.loaded = self.warm = self.used = False
-        self.leaked: list[bytes] = []
 
     # What the routes call.
-
-    def schemas(self) -> Schemas:
-        """Read anew each time, as the real server re-reads its model lists."""
-        images = [path.name for path in self.folders.input.iterdir() if path.is_file()]
-        return load_schemas(
-            self.script.version,
-            missing_nodes=self.script.missing_nodes,
-            missing_models=self.script.missing_models,
-            input_images=images,
-        )
 
     def submit(self, item: Item) -> None:
         with self.changed:
@@ -81,7 +54,7 @@ class Engine:
         running = self.running.prompt_id if self.running else None
         heard = prompt_id is None or prompt_id == running
         if heard:
-            self.interrupted.set()
+            self.state.interrupted.set()
         return heard
 
     def ask_to_free(self, *, unload_models: bool, free_memory: bool) -> None:
@@ -96,12 +69,6 @@ class Engine:
 
     def status(self) -> Json:
         return {"exec_info": {"queue_remaining": self.queue_remaining()}}
-
-    def vram_free(self) -> int:
-        """Bytes."""
-        if self.loaded or time.monotonic() < self.script.crowded_until:
-            return SPARE_VRAM
-        return self.script.vram_total - (UNLOADED_VRAM if self.used else IDLE_VRAM)
 
     # What the worker thread does.
 
@@ -131,18 +98,17 @@ class Engine:
 
     def _execute(self, item: Item) -> str:
         started = time.monotonic()
-        self.interrupted.clear()
-        self.used = True
-        # Ones, because the kernel would not hand out memory for zeros.
-        self.leaked.append(b"\1" * (self.script.leak_mb << 20))
+        self.state.interrupted.clear()
+        self.state.used = True
+        self.state.leak()
         self.client_id = item.extra_data.get("client_id")
         self.script.report("start", promptId=item.prompt_id)
-        run = Run(self, item)
-        outcome = run.play()
-        self.last_node = None
-        time.sleep(HISTORY_LAG_S)
+        execution = Execution(self.state, self.hub, item)
+        outcome = execution.play()
+        self.state.last_node = None
+        time.sleep(self.script.times.history)
         if item.fault.kind != "no_history":
-            self.history[item.prompt_id] = run.history_entry(outcome)
+            self.history[item.prompt_id] = execution.history_entry(outcome)
         # Before the end is told, so that a client's /free comes either in time or surely too late.
         self._heed_free_requests()
         with self.changed:
@@ -159,20 +125,10 @@ class Engine:
             wishes, self.free_requests = self.free_requests, set()
         if not wishes:
             return
-        self.unload()
+        self.state.unload()
         if "free_memory" in wishes:
-            self.cache.clear()
+            self.state.cache.clear()
         self.script.report("free", wishes=sorted(wishes))
-
-    def unload(self) -> None:
-        self.loaded = self.warm = False
-        if not self.script.leak_stays:
-            self.leaked.clear()
-
-    def forget_all_but(self, signatures: set[str]) -> None:
-        """The classic cache: what the new prompt does not use is gone."""
-        kept = {} if self.options.cache_none else self.cache
-        self.cache = {key: kept[key] for key in kept if key in signatures}
 
     def _tell_status(self) -> None:
         self.hub.send("status", {"status": self.status()})

@@ -1,31 +1,23 @@
-"""One prompt's run: what is cached is skipped, the rest goes node by node, and is told about."""
+"""One prompt's execution: cached nodes are skipped, the rest go one by one, and are told about."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import sys
 import time
 import traceback
-from dataclasses import dataclass, fields
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mishaps import MISHAPS
-from nodes import NODES, NodeError, Outputs
-from PIL import Image
-from rendering import Film
-from script import Fault, Times
-from validation import Json, Prompt, is_link, known_inputs
-
-if TYPE_CHECKING:
-    from engine import Engine
+from hub import Hub
+from mishaps import strike_node
+from nodes import NODES
+from run import Item, NodeError, PromptInterruptedError, Run
+from slots import Json, is_link, known_inputs
+from state import Cached, State
 
 log = logging.getLogger(__name__)
 
-NO_FAULT = Fault("none")
-PREVIEW_WIDTH = 256  # pixels
 OOM_ADVICE = (
     "This error means you ran out of memory on your GPU.\n\n"
     "TIPS: If the workflow worked before you might have accidentally set the batch_size to a"
@@ -33,56 +25,17 @@ OOM_ADVICE = (
 )
 
 
-class PromptInterruptedError(Exception):
-    """POST /interrupt has been heard."""
-
-
-@dataclass
-class Item:
-    """A prompt in the queue, and what GET /queue and /history say about it."""
-
-    number: float
-    prompt_id: str
-    prompt: Prompt
-    extra_data: Json
-    outputs: list[str]
-    fault: Fault = NO_FAULT
-
-    def listed(self) -> list[Any]:
-        return [self.number, self.prompt_id, self.prompt, self.extra_data, self.outputs]
-
-
-@dataclass(frozen=True)
-class Cached:
-    outputs: Outputs
-    ui: Json | None
-    meta: Json
-
-
-class Run:
-    """A prompt being executed; every node gets it as its first argument."""
-
-    def __init__(self, engine: Engine, item: Item) -> None:
-        self.engine = engine
-        self.hub = engine.hub
-        self.folders = engine.folders
-        self.prompt, self.prompt_id = item.prompt, item.prompt_id
-        self.extra_data = item.extra_data
-        self.client_id: str | None = item.extra_data.get("client_id")
+class Execution:
+    def __init__(self, state: State, hub: Hub, item: Item) -> None:
+        self.state = state
         self.item = item
-        self.fault = item.fault
-        self.times = _slowed(engine.script.times, item.fault)
+        self.prompt = item.prompt
+        self.run = Run(state, hub, item)
         self.signatures: dict[str, str] = {}
         self.executed: list[str] = []
-        self.states: dict[str, Json] = {}  # what progress_state shows, by node id
-        self.ui: Json | None = None
-        self.node_id = ""
-        self.text_encoder_loaded = False
         self.messages: list[list[Any]] = []
         self.history_outputs: Json = {}
         self.history_meta: Json = {}
-
-    # The story of the run.
 
     def play(self) -> str:
         """Run to the end and say which: "success", "error" or "interrupted"."""
@@ -106,7 +59,7 @@ class Run:
     def _sign(self) -> None:
         for output in self.item.outputs:
             self._signature(output)
-        self.engine.forget_all_but(set(self.signatures.values()))
+        self.state.forget_all_but(set(self.signatures.values()))
 
     def _signature(self, node_id: str) -> str:
         """Same signature, same result: class, inputs and the signatures of what they link to."""
@@ -126,12 +79,12 @@ class Run:
         if node["class_type"] == "VHS_VideoCombine":
             return node_id
         if node["class_type"] == "LoadImage":
-            path = self.folders.input_file(node["inputs"]["image"])
+            path = self.state.folders.input_file(node["inputs"]["image"])
             return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "gone"
         return None
 
     def _cached(self, node_id: str) -> Cached | None:
-        return self.engine.cache.get(self.signatures.get(node_id, ""))
+        return self.state.cache.get(self.signatures.get(node_id, ""))
 
     def _order(self) -> list[str]:
         """Sources before those that use them; behind a cached node nothing is needed."""
@@ -151,47 +104,46 @@ class Run:
         return [one for one in order if not self._cached(one) or one in self.item.outputs]
 
     def _execute(self, node_id: str) -> None:
-        self.node_id = node_id
+        self.run.node_id = node_id
         result = self._cached(node_id)
         if result is None:
-            self.check_interrupt()
+            self.run.check_interrupt()
             self._announce()
             result = self._compute()
             self.executed.append(node_id)
-            progress = self.states[node_id]
+            progress = self.run.progress[node_id]
             value, maximum = progress["value"] or 1.0, progress["max"]
         else:
             value, maximum = 1, 1
         if result.ui is not None:
             self._publish(result.ui, result.meta)
-        self._show_state("finished", value, maximum)
+        self.run.show_state("finished", value, maximum)
 
     def _publish(self, ui: Json, meta: Json) -> None:
-        self._send("executed", {**self._display(), "output": ui}, self.client_id)
-        self.report("executed", node=self.node_id, output=ui)
-        self.history_outputs[self.node_id] = ui
-        self.history_meta[self.node_id] = meta
+        self.run.send("executed", {**self._display(), "output": ui})
+        self.run.report("executed", node=self.run.node_id, output=ui)
+        self.history_outputs[self.run.node_id] = ui
+        self.history_meta[self.run.node_id] = meta
 
     def _announce(self) -> None:
-        self.engine.last_node = self.node_id
-        self._show_state("running", 0.0, 1.0)
-        if self.client_id is not None:
-            self._send("executing", self._display(), self.client_id)
+        self.state.last_node = self.run.node_id
+        self.run.show_state("running", 0.0, 1.0)
+        if self.run.client_id is not None:
+            self.run.send("executing", self._display())
 
     def _compute(self) -> Cached:
-        class_type = self.prompt[self.node_id]["class_type"]
-        if self.fault.get("node", None) == class_type and self.fault.kind in MISHAPS:
-            MISHAPS[self.fault.kind](self)
-        self.ui = None
-        outputs = NODES[class_type](self, **self._arguments(class_type))
-        result = Cached(outputs, self.ui, self._meta())
-        self.engine.cache[self.signatures[self.node_id]] = result
+        class_type = self.prompt[self.run.node_id]["class_type"]
+        strike_node(self.run, class_type)
+        self.run.ui = None
+        outputs = NODES[class_type](self.run, **self._arguments(class_type))
+        result = Cached(outputs, self.run.ui, self._meta())
+        self.state.cache[self.signatures[self.run.node_id]] = result
         return result
 
     def _arguments(self, class_type: str) -> Json:
         """Unknown constants never arrive; unknown links do, and are one argument too many."""
-        inputs = self.prompt[self.node_id]["inputs"]
-        known = known_inputs(self.engine.schemas()[class_type], inputs)
+        inputs = self.prompt[self.run.node_id]["inputs"]
+        known = known_inputs(self.state.schemas()[class_type], inputs)
         takes_all = class_type == "VHS_VideoCombine"
         arguments = {}
         for name, value in inputs.items():
@@ -199,67 +151,12 @@ class Run:
                 if name not in known and not takes_all:
                     problem = f"got an unexpected keyword argument '{name}'"
                     raise TypeError(f"{class_type}.execute() {problem}")
-                arguments[name] = self.engine.cache[self.signatures[value[0]]].outputs[value[1]]
+                arguments[name] = self.state.cache[self.signatures[value[0]]].outputs[value[1]]
             elif takes_all or (name in known and _is_given(known[name], value)):
                 arguments[name] = value
         return arguments
 
-    # What nodes call.
-
-    def wait(self, seconds: float) -> None:
-        time.sleep(max(0.0, seconds))
-
-    def check_interrupt(self) -> None:
-        if self.engine.interrupted.is_set():
-            self.engine.interrupted.clear()
-            raise PromptInterruptedError
-
-    def load_text_encoder(self) -> None:
-        if not self.text_encoder_loaded:
-            self.text_encoder_loaded = True
-            self._load("LTXAVTEModel_")
-
-    def load_model(self) -> None:
-        self._load("LTXAV")
-        self.engine.warm = True
-
-    def _load(self, name: str) -> None:
-        log.info("Requested to load %s", name)
-        self.wait((self.times.warm_load if self.engine.warm else self.times.load) / 2)
-        self.engine.loaded = True
-
-    def show_step(self, step: int, steps: int, film: Film) -> None:
-        self.show_progress(step, steps)
-        if self.engine.options.preview_method != "none" and film.keyframes:
-            self.hub.send_preview(_thumbnail(film), self.client_id)
-        bar = f"{'█' * step}{' ' * (steps - step)}"
-        print(f"\r{step * 100 // steps:3}%|{bar}| {step}/{steps}", end="", file=sys.stderr)
-        if step == steps:
-            print(file=sys.stderr)
-        self.report("step", node=self.node_id, step=step, steps=steps)
-
-    def show_progress(self, value: int, maximum: int) -> None:
-        self.check_interrupt()
-        self._show_state("running", value, maximum)
-        progress = {
-            "value": value, "max": maximum, "prompt_id": self.prompt_id, "node": self.node_id,
-        }  # fmt: skip
-        self._send("progress", progress, self.client_id)
-
-    def strike(self, step: int) -> None:
-        """Play the fault whose step this is; it strikes once the step has been shown."""
-        here = "node" not in self.fault.details and step == self.fault.get("at", 3)
-        if here and self.fault.kind in MISHAPS:
-            MISHAPS[self.fault.kind](self)
-
-    def show(self, ui: Json) -> None:
-        """What an output node wants seen: it ends up in `executed` and in the history."""
-        self.ui = ui
-
-    def report(self, event: str, **facts: Any) -> None:
-        self.engine.script.report(event, promptId=self.prompt_id, **facts)
-
-    # What clients and the history get to know.
+    # What the history keeps.
 
     def history_entry(self, outcome: str) -> Json:
         status = {
@@ -276,45 +173,29 @@ class Run:
 
     def _note(self, event: str, data: Json) -> None:
         """A message that the history keeps; without a client id nobody is told."""
-        data = {**data, "prompt_id": self.prompt_id, "timestamp": int(time.time() * 1000)}
+        data = {**data, "prompt_id": self.run.prompt_id, "timestamp": int(time.time() * 1000)}
         self.messages.append([event, data])
-        if self.client_id is not None:
-            self._send(event, data, self.client_id)
-
-    def _send(self, event: str, data: Json, client_id: str | None) -> None:
-        self.hub.send(event, data, client_id)
-
-    def _show_state(self, state: str, value: float, maximum: float) -> None:
-        self.states[self.node_id] = self._state(state, value, maximum)
-        data = {"prompt_id": self.prompt_id, "nodes": self.states}
-        self._send("progress_state", data, self.client_id)
-
-    def _state(self, state: str, value: float, maximum: float) -> Json:
-        return {
-            "value": value,
-            "max": maximum,
-            "state": state,
-            "node_id": self.node_id,
-            "prompt_id": self.prompt_id,
-            "display_node_id": self.node_id,
-            "parent_node_id": None,
-            "real_node_id": self.node_id,
-        }
+        if self.run.client_id is not None:
+            self.run.send(event, data)
 
     def _display(self) -> Json:
-        return {"node": self.node_id, "display_node": self.node_id, "prompt_id": self.prompt_id}
+        return {
+            "node": self.run.node_id,
+            "display_node": self.run.node_id,
+            "prompt_id": self.run.prompt_id,
+        }
 
     def _meta(self) -> Json:
         return {
-            "node_id": self.node_id,
-            "display_node": self.node_id,
+            "node_id": self.run.node_id,
+            "display_node": self.run.node_id,
             "parent_node": None,
-            "real_node_id": self.node_id,
+            "real_node_id": self.run.node_id,
         }
 
     def _where(self) -> Json:
-        class_type = self.prompt[self.node_id]["class_type"]
-        return {"node_id": self.node_id, "node_type": class_type, "executed": self.executed}
+        class_type = self.prompt[self.run.node_id]["class_type"]
+        return {"node_id": self.run.node_id, "node_type": class_type, "executed": self.executed}
 
     def _explain(self, error: Exception) -> Json:
         name = _type_name(error)
@@ -323,7 +204,7 @@ class Run:
         advice = ""
         if name == "torch.OutOfMemoryError":
             log.error("Got an OOM, unloading all loaded models.")
-            self.engine.unload()
+            self.state.unload()
             advice = OOM_ADVICE
         return {
             **self._where(),
@@ -335,7 +216,7 @@ class Run:
         }
 
     def _described_inputs(self) -> Json:
-        inputs = self.prompt[self.node_id]["inputs"]
+        inputs = self.prompt[self.run.node_id]["inputs"]
         return {
             name: ["tensor([...])"] if is_link(value) else [value] for name, value in inputs.items()
         }
@@ -353,18 +234,3 @@ def _type_name(error: Exception) -> str:
         return error.type_name
     kind = type(error)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-
-
-def _slowed(times: Times, fault: Fault) -> Times:
-    if fault.kind != "slow":
-        return times
-    factor = float(fault.get("factor", 10))
-    return Times(**{entry.name: getattr(times, entry.name) * factor for entry in fields(times)})
-
-
-def _thumbnail(film: Film) -> bytes:
-    picture = film.keyframes[0][1].copy()
-    picture.thumbnail((PREVIEW_WIDTH, PREVIEW_WIDTH), Image.Resampling.BILINEAR)
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 
 from engine import Engine
-from execution import Item
-from validation import Json
+from run import Item
+from slots import Json
 
 
 def list_jobs(engine: Engine, query: Mapping[str, str]) -> Json:

@@ -25,6 +25,7 @@ from mishaps import segfault
 from options import Folders, parse_options
 from routes import make_app
 from script import Fault, Script
+from state import State
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ async def serve(options: argparse.Namespace, folders: Folders, script: Script) -
     if script.times.term:
         signal.signal(signal.SIGTERM, lambda number, _: die_slowly(number, script.times.term))
     hub = Hub()
-    engine = Engine(options, folders, script, hub)
+    engine = Engine(State(options, folders, script), hub)
     runner = web.AppRunner(make_app(engine), access_log=None)
     await runner.setup()
     interrupted = asyncio.Event()
@@ -122,6 +123,8 @@ async def serve(options: argparse.Namespace, folders: Folders, script: Script) -
 
 
 def die_slowly(number: int, seconds: float) -> None:
+    """From the first signal on it is dying: another one changes nothing."""
+    signal.signal(number, signal.SIG_IGN)
     time.sleep(seconds)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

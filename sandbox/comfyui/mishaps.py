@@ -8,12 +8,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nodes import NodeError
-
-if TYPE_CHECKING:
-    from execution import Run
+from run import NodeError, Run
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +55,7 @@ def be_killed(run: Run) -> None:
 def hang(run: Run) -> None:
     if run.fault.get("deaf", False):
         threading.Event().wait()
-    run.engine.interrupted.wait()
+    run.state.interrupted.wait()
     run.check_interrupt()
 
 
@@ -111,3 +108,16 @@ MISHAPS: dict[str, Callable[[Run], None]] = {
     "ws_refuse": refuse_sockets,
     "ws_garbage": send_garbage,
 }
+
+
+def strike(run: Run, step: int) -> None:
+    """Play the fault whose step this is; it strikes once the step has been shown."""
+    here = "node" not in run.fault.details and step == run.fault.get("at", 3)
+    if here and run.fault.kind in MISHAPS:
+        MISHAPS[run.fault.kind](run)
+
+
+def strike_node(run: Run, class_type: str) -> None:
+    """Play the fault that waits for this class of node."""
+    if run.fault.get("node", None) == class_type and run.fault.kind in MISHAPS:
+        MISHAPS[run.fault.kind](run)

@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mishaps import strike
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from rendering import EncoderDiedError, Encoding, Film, Picture, Projector, fit, write_film
+from run import NodeError, Run
 from saving import NumberedFile, number_file, pad, spoil
+from state import Outputs
 
-if TYPE_CHECKING:
-    from execution import Run
-
-Outputs = tuple[Any, ...]
 SPATIAL = 32  # pixels per latent cell
 TEMPORAL = 8  # frames per latent frame, after the first
 NUMBER = re.compile(r"[-+]?(?:\d*\.*\d+)")
@@ -31,14 +30,6 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-class NodeError(Exception):
-    """An exception of a library that is not here; `type_name` is what ComfyUI would call it."""
-
-    def __init__(self, message: str, type_name: str = "Exception") -> None:
-        super().__init__(message)
-        self.type_name = type_name
 
 
 @dataclass(frozen=True)
@@ -178,11 +169,11 @@ def sample(
     if steps == 0:
         return (latent_image, latent_image)
     run.load_model()
-    run.strike(0)
+    strike(run, 0)
     for step in range(1, steps + 1):
         run.wait(run.times.step)
         run.show_step(step, steps, latent_image)
-        run.strike(step)
+        strike(run, step)
     digest = hashlib.sha256(f"{noise}:{guider.positive}".encode()).digest()
     drift = int.from_bytes(digest[:4], "big") / 2**32 * math.tau
     film = replace(latent_image, sampled=True, drift=drift)
@@ -208,9 +199,9 @@ def combine_video(
         _save_still(run, film, target.path(".png"))
     path = target.path(".mp4")
     _write(run, film, path, _encoding(run, frame_rate, format, pingpong, widgets))
-    pad(path, run.engine.script.pad_mb)
-    spoil(path, run.fault, run.engine.last_video)
-    run.engine.last_video = path
+    pad(path, run.state.script.pad_mb)
+    spoil(path, run.fault, run.state.last_video)
+    run.state.last_video = path
     run.wait(run.times.encode - (time.monotonic() - started))
     run.show({"gifs": [_describe_video(run, target, kind, format, frame_rate)]})
     return ((save_output, [str(path)]),)

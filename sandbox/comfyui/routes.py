@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 import sys
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from engine import Engine
-from execution import NO_FAULT, Item
+from files import Files
 from jobs import describe_job, list_jobs
+from run import NO_FAULT, Item
 from script import Fault
-from validation import Json, ValidationResult, failure, validate
+from slots import Json, failure
+from validation import ValidationResult, validate
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +30,12 @@ PACKAGES = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-e
 
 def make_app(engine: Engine) -> web.Application:
     app = web.Application(
-        client_max_size=int(engine.options.max_upload_size * MIB),
-        middlewares=[] if engine.options.enable_cors_header else [refuse_foreign_origin],
+        client_max_size=int(engine.state.options.max_upload_size * MIB),
+        middlewares=[] if engine.state.options.enable_cors_header else [refuse_foreign_origin],
     )
-    routes = Routes(engine)
+    routes, files = Routes(engine), Files(engine.state.folders, engine.script)
     for prefix in ("", "/api"):
-        app.add_routes(routes.table(prefix))
+        app.add_routes([*routes.table(prefix), *files.table(prefix)])
     app.add_routes(routes.jobs_table())
     return app
 
@@ -54,7 +53,7 @@ class Routes:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.hub = engine.hub
-        self.folders = engine.folders
+        self.folders = engine.state.folders
         self.numbered = 0
 
     def table(self, prefix: str) -> list[web.RouteDef]:
@@ -63,7 +62,6 @@ class Routes:
             web.get(f"{prefix}/system_stats", self.tell_system_stats),
             web.get(f"{prefix}/object_info", self.tell_object_info),
             web.get(f"{prefix}/object_info/{{name}}", self.tell_object_info),
-            web.post(f"{prefix}/upload/image", self.upload_image),
             web.get(f"{prefix}/prompt", self.tell_status),
             web.post(f"{prefix}/prompt", self.take_prompt),
             web.get(f"{prefix}/queue", self.tell_queue),
@@ -73,7 +71,6 @@ class Routes:
             web.post(f"{prefix}/history", self.change_history),
             web.post(f"{prefix}/interrupt", self.interrupt),
             web.post(f"{prefix}/free", self.free),
-            web.get(f"{prefix}/view", self.view),
         ]
 
     def jobs_table(self) -> list[web.RouteDef]:
@@ -98,8 +95,8 @@ class Routes:
         client_id = request.query.get("clientId") or uuid.uuid4().hex
         self.hub.sockets[client_id] = ws
         self.hub.send("status", {"status": self.engine.status(), "sid": client_id}, client_id)
-        if self.engine.client_id == client_id and self.engine.last_node is not None:
-            self.hub.send("executing", {"node": self.engine.last_node}, client_id)
+        if self.engine.client_id == client_id and self.engine.state.last_node is not None:
+            self.hub.send("executing", {"node": self.engine.state.last_node}, client_id)
         try:
             async for message in ws:
                 log.debug("websocket %s says %r", client_id, message.data)
@@ -137,7 +134,7 @@ class Routes:
 
     def _device(self) -> Json:
         script = self.engine.script
-        free = self.engine.vram_free()
+        free = self.engine.state.vram_free()
         return {
             "name": f"cuda:0 {script.gpu_name} : cudaMallocAsync",
             "type": "cuda",
@@ -149,7 +146,7 @@ class Routes:
         }
 
     async def tell_object_info(self, request: web.Request) -> web.Response:
-        schemas = self.engine.schemas()
+        schemas = self.engine.state.schemas()
         name = request.match_info.get("name")
         if name is not None:
             schemas = {name: schemas[name]} if name in schemas else {}
@@ -157,48 +154,6 @@ class Routes:
 
     async def tell_status(self, request: web.Request) -> web.Response:
         return web.json_response(self.engine.status())
-
-    # Files.
-
-    async def upload_image(self, request: web.Request) -> web.Response:
-        """An existing name with other bytes gets a number, unless `overwrite` says otherwise."""
-        form = await request.post()
-        image = form.get("image")
-        kind, subfolder = str(form.get("type", "input")), str(form.get("subfolder", ""))
-        root = self.folders.by_type(kind)
-        if image is None or root is None:
-            return web.Response(status=400)
-        if not isinstance(image, web.FileField):
-            return web.Response(status=500)  # an empty file name makes it a plain text field
-        folder = Path(os.path.abspath(root / subfolder))
-        path = Path(os.path.abspath(folder / image.filename))
-        if not folder.is_relative_to(root) or not path.is_relative_to(root):
-            return web.Response(status=400)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = image.file.read()
-        if form.get("overwrite") not in ("true", "1"):
-            path = _free_name(path, content)
-        if not path.parent.is_dir():
-            return web.Response(status=500)  # "a/b.png": nobody makes the folder a
-        path.write_bytes(content)
-        await asyncio.to_thread(self.engine.script.report, "upload", name=path.name)
-        return web.json_response({"name": path.name, "subfolder": subfolder, "type": kind})
-
-    async def view(self, request: web.Request) -> web.StreamResponse:
-        name = request.query.get("filename", "")
-        root = self.folders.by_type(request.query.get("type", "output"))
-        if not name:
-            return web.Response(status=404)
-        if name.startswith("/") or ".." in name or root is None:
-            return web.Response(status=400)
-        folder = Path(os.path.abspath(root / request.query.get("subfolder", "")))
-        if not folder.is_relative_to(root):
-            return web.Response(status=403)
-        path = folder / Path(name).name
-        if not path.is_file():
-            return web.Response(status=404)
-        disposition = f'filename="{path.name}"'
-        return web.FileResponse(path, headers={"Content-Disposition": disposition})
 
     # Prompts.
 
@@ -211,7 +166,7 @@ class Routes:
         if "prompt" not in body:
             return _refusal(failure("no_prompt", "No prompt provided", "No prompt provided"))
         result = validate(
-            body["prompt"], self.engine.schemas(), image_exists=self.folders.has_input
+            body["prompt"], self.engine.state.schemas(), image_exists=self.folders.has_input
         )
         if result.error is not None:
             log.warning("invalid prompt: %s", result.error)
@@ -347,16 +302,6 @@ def _is_uuid(value: Any) -> bool:
         return isinstance(value, str) and str(uuid.UUID(value)) == value
     except ValueError:
         return False
-
-
-def _free_name(path: Path, content: bytes) -> Path:
-    """`path`, or "name (1).png" and on, until the name is free or holds these very bytes."""
-    candidate, n = path, 0
-    digest = hashlib.sha256(content).digest()
-    while candidate.exists() and hashlib.sha256(candidate.read_bytes()).digest() != digest:
-        n += 1
-        candidate = path.with_name(f"{path.stem} ({n}){path.suffix}")
-    return candidate
 
 
 def _made_up_node_errors(result: ValidationResult) -> Json:

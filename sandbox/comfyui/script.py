@@ -54,6 +54,7 @@ class Times:
     step: float
     decode: float
     encode: float  # the least that VHS_VideoCombine takes
+    history: float  # from execution_success until the history has it; real, only longer here
     settle: float  # after a prompt, while nobody listens for /free
     stop: float
     term: float  # what a driver takes to end a process that SIGTERM kills
@@ -72,6 +73,7 @@ class Times:
             step=seconds("STEP", 0.1),
             decode=seconds("DECODE", 0.1),
             encode=seconds("ENCODE", 0.0),
+            history=seconds("HISTORY", 0.02),
             settle=seconds("SETTLE", 0.05),
             stop=seconds("STOP", 1.3),
             term=seconds("TERM", 0.0),

@@ -12,7 +12,7 @@ import requests
 from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from sandbox.browse import StudioProcess, chromium
-from sandbox.studio import describe_worker
+from sandbox.studio_words import describe_worker
 from tests.pictures import picture
 
 # One studio and one browser for all of these.
