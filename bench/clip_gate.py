@@ -34,8 +34,8 @@ from PIL import Image, ImageFilter
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.errors import ToolFailed
-from ltx.film.clip_gate import ALIKE, ClipMeasures, judge, limits, measure_command, read_measures
-from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.clip_gate import ALIKE, ClipMeasures, judge, limits, measure_clip, read_measures
+from ltx.film.ffmpeg import Media, ffmpeg_command, read_clip
 from ltx.film.pictures import center_crop
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
@@ -371,7 +371,8 @@ def inspect(media: Media, raw: Path, first: Path, last: Path, size: Size) -> Res
     case = Case("", "", 0, 0)
     try:
         media.check_video(raw, COUNT, size)
-        with media.start(ffmpeg_command(measure_command(raw, first, last, size))) as child:
+        clip = read_clip(raw, err_detect="explode")
+        with media.start(ffmpeg_command(measure_clip(clip, first, last, size))) as child:
             media.finish(child)
             text = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode()
         look = read_measures(text)

@@ -58,9 +58,12 @@ H264 = {
 CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
 
 
-def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
-    """The one lossy encode: 120 frames, cropped to the film's size, with the watermark."""
-    video = read_clip(raw).filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
+def encode_clip(clip: Any, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
+    """The one lossy encode: 120 frames, cropped to the film's size, with the watermark.
+
+    clip: its frames, as ffmpeg.read_clip gives them.
+    """
+    video = clip.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
     video = video.filter("crop", *film, exact=1)
     if mark:
         overlay = read_picture(mark, "png_pipe").filter("format", "rgba")
@@ -71,7 +74,16 @@ def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: 
     return video.output(str(target), f="mp4", **H264, **CLEAN)
 
 
-def join_command(listing: Path, target: Path) -> Any:
-    """Copies the clips one behind the other, with the index first so that playing starts early."""
+# Bytes that an MP4's index takes at most: each frame's size, time, offset, place among the chunks,
+# keyframe and flags, 45 together, and what is said once.
+INDEX_FRAME_BYTES, INDEX_BYTES = 48, 8192
+
+
+def join_command(listing: Path, target: Path, frames: int) -> Any:
+    """Copies the clips one behind the other, with the index first so that playing starts early.
+
+    Room for it is left from the beginning: `faststart` would read and write the film once more.
+    """
     clips = ffmpeg.input(str(listing), f="concat", protocol_whitelist="file")
-    return clips.output(str(target), f="mp4", c="copy", movflags="+faststart", **CLEAN)
+    room = INDEX_BYTES + INDEX_FRAME_BYTES * frames
+    return clips.output(str(target), f="mp4", c="copy", moov_size=room, **CLEAN)
