@@ -82,15 +82,17 @@ class Finishing:
 
     def _pass(self, clip: int) -> Any:
         """One decode for the measures and the encode; without a gate the encode alone."""
+        frames = self._read(clip)
         if self.settings.clip_gate == "off":
-            return self._encode(clip, read_clip(self.job.raw(clip)))
-        halves = self._read_strictly(clip).split()
-        ends = (self.job.frame(clip), self.job.frame(clip + 1))
+            return self._encode(clip, frames)
+        halves, ends = frames.split(), (self.job.frame(clip), self.job.frame(clip + 1))
         measures = measure_clip(halves[0], *ends, render_size(self.size))
         return ffmpeg.merge_outputs(measures, self._encode(clip, halves[1]))
 
-    def _read_strictly(self, clip: int) -> Any:
-        return read_clip(self.job.raw(clip), err_detect="explode")
+    def _read(self, clip: int) -> Any:
+        """Where damage is a reason to refuse, none is concealed."""
+        strict = {"err_detect": "explode"} if self.settings.clip_gate == "enforce" else {}
+        return read_clip(self.job.raw(clip), **strict)
 
     def _encode(self, clip: int, frames: Any) -> Any:
         mark = self.settings.watermark if self.mark else None
@@ -121,15 +123,12 @@ class Finishing:
         return f"Clip {clip + 1}: {'; '.join(map(str, failed))}." if failed else ""
 
     def _explain(self, clip: int, error: ToolFailed) -> str:
-        """What is wrong with a clip whose pass failed; raises the error if the clip is whole."""
-        if self.settings.clip_gate == "off":
-            raise error
-        try:
-            self.media.run(self._read_strictly(clip).output("-", f="null"))
-        except ToolFailed as damage:
-            if self.settings.clip_gate == "warn":
-                self.media.run(self._encode(clip, read_clip(self.job.raw(clip))))
-            return f"Clip {clip + 1} cannot be decoded whole: {one_line(damage)}."
+        """What is wrong with a clip whose pass failed; raises the error if it is not the clip."""
+        if self.settings.clip_gate == "enforce":
+            try:
+                self.media.run(self._read(clip).output("-", f="null"))
+            except ToolFailed as damage:
+                return f"Clip {clip + 1} cannot be decoded whole: {one_line(damage)}."
         raise error
 
     def _refuse(self, clip: int, message: str) -> None:
