@@ -543,6 +543,17 @@ def test_with_restart_job_one_process_renders_the_job_and_the_next_job_has_a_fre
     assert box.hosted.events("comfyui.free") == []
 
 
+def test_with_restart_job_the_next_jobs_process_boots_beside_the_last_clip(box: Box) -> None:
+    first, last = box.add_job(clips=2), box.add_job(clips=1)
+    worker = box.start("run", COMFYUI_RESTART="job", COMFYUI_STANDBY="1")
+    assert box.await_outcome(last)["kind"] == "complete", worker.log
+    booted, prompts = pids(box.hosted, "boot"), pids(box.hosted, "prompt")
+    assert prompts == [booted[0], booted[0], booted[1]]
+    begun = box.hosted.events("comfyui.prompt")[1]["seq"]
+    standby = box.hosted.events("comfyui.boot")[1]["seq"]
+    assert begun < standby < box.await_outcome(first)["seq"]
+
+
 @pytest.mark.parametrize(("stays", "processes"), [("", 1), ("1", 2)], ids=["freed", "kept"])
 def test_with_restart_job_memory_that_grows_is_freed_or_the_process_replaced(
     box: Box, stays: str, processes: int

@@ -90,7 +90,7 @@ class ComfyProcesses:
 
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
-        wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
+        wanted = self.settings.comfyui_standby
         if wanted and self.current and self.current.child and not self.is_standby:
             self.is_standby = True
             self.warm()
@@ -117,8 +117,8 @@ class ComfyProcesses:
         self.vram_free = max(self.vram_free, free)
 
     def dismiss(self) -> None:
-        """Asks the process that has rendered to end, where the next clip gets a fresh one."""
-        if self.settings.comfyui_restart == "clip" and self.current and self.current.child:
+        """Asks the process that has rendered to end; does not wait for it."""
+        if self.current and self.current.child:
             self.current.child.ask_to_end()
 
     def retire(self) -> None:

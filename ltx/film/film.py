@@ -124,6 +124,7 @@ class Film:
             makers = (self.settings, self.media, self.progress)
             self.finishing = Finishing(*makers, self.job, self.size, mark)
             self._make_clips()
+            self.processes.dismiss()
             self._join()
         except ToolFailed as error:
             raise JobError("media_failed", one_line(error)) from error
@@ -204,7 +205,8 @@ class Film:
         part = self.job.raw(clip).with_suffix(".part")
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
-            self.processes.dismiss()
+            if self.settings.comfyui_restart == "clip":
+                self.processes.dismiss()
             self.finishing.inspect(clip, attempt, part)
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
             raise explain(error, clip, comfy.tail()) from error
@@ -214,6 +216,12 @@ class Film:
             record["refused"] = refused
         write_json_durably(self.job.record(clip), record)
         replace_durably(part, self.job.raw(clip))
+
+    def _wants_another(self) -> bool:
+        """Whether the next clip, or after the last one the next job, will get a fresh process."""
+        if self.waiting:
+            return self.settings.comfyui_restart == "clip"
+        return self.context.expects_more
 
     def _images(self, clip: int) -> dict[Path, str]:
         """Both images of a clip, and names for them.
@@ -231,7 +239,7 @@ class Film:
 
         def on_step(step: int) -> None:
             # From where the sampler begins, what is left of a clip lasts as long as a boot.
-            if self.context.expects_more or self.waiting:
+            if self._wants_another():
                 self.processes.stand_by()
             if step and len(moments) == 1:
                 moments.append(time.monotonic())
