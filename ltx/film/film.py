@@ -15,7 +15,7 @@ from ltx.comfyui.answers import find_video
 from ltx.comfyui.client import Comfy, ComfyLost
 from ltx.comfyui.standby import ComfyProcesses
 from ltx.comfyui.workflow import STEPS, ClipSpec, build_workflow
-from ltx.errors import DISK_FULL, NO_SPACE, JobError, ToolFailed, Unavailable
+from ltx.errors import DiskFull, JobError, ToolFailed, Unavailable, tells_full_disk
 from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clips import join_command
 from ltx.film.ffmpeg import Media
@@ -88,8 +88,8 @@ def explain(error: Exception, clip: int, tail: str) -> JobError:
     else:
         reason = JobError("comfyui_failed", f"ComfyUI: {error}.", again=True)
     # ComfyUI's files are on the same disk as ours.
-    if reason.code in ("bad_clip", "comfyui_failed") and NO_SPACE in f"{error}\n{tail}":
-        reason = JobError("media_failed", DISK_FULL)
+    if reason.code in ("bad_clip", "comfyui_failed") and tells_full_disk(f"{error}\n{tail}"):
+        reason = DiskFull()
     reason.tail = reason.tail or tail
     return reason
 
