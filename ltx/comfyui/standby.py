@@ -6,21 +6,18 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy, ComfyLost
+from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
 from ltx.text import log_event, one_line
 
-# No longer, because the clip that renders may be done in the meantime.
-STANDBY_LOOK_S = 0.2
 KEPT_LOGS = 10
 
 
@@ -94,14 +91,6 @@ class ComfyProcesses:
         if wanted and self.current and self.current.child and not self.is_standby:
             self.is_standby = True
             self.warm()
-
-    def prepare(self, images: Mapping[Path, str]) -> None:
-        """Gives the standby the next clip's images as soon as it is up."""
-        spare = self.spare if self.is_standby else None
-        if spare and not spare.prepared and spare.answers(STANDBY_LOOK_S):
-            # What ails it is met, and told, when it is needed.
-            with contextlib.suppress(Unavailable, ComfyLost):
-                spare.prepare(images)
 
     def _await_vram(self, comfy: Comfy) -> None:
         """Waits until the memory of the process before is free again."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,38 +223,34 @@ class Film:
             return self.settings.comfyui_restart == "clip"
         return self.context.expects_more
 
-    def _images(self, clip: int) -> dict[Path, str]:
-        """Both images of a clip, and names for them.
-
-        No name is ever used twice: ComfyUI answers a repeated graph from its cache.
-        """
-        frames = (self.job.frame(clip), self.job.frame(clip + 1))
-        return {path: f"{self.job.id}-{uuid.uuid4().hex[:8]}-{path.name}" for path in frames}
-
-    def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> dict[str, Any]:
-        first, last = (comfy.upload(path, name) for path, name in self._images(clip).items())
-        prefix, size = f"ltx-worker/{self.job.id}-{uuid.uuid4().hex[:8]}", render_size(self.size)
-        spec = ClipSpec(clip, first, last, self.plan.prompts[clip], seed, prefix, size)
-        moments = [time.monotonic()]
-
-        def on_step(step: int) -> None:
+    def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> Mapping[str, Any]:
+        workflow = build_workflow(self._upload_spec(comfy, clip, seed), self.settings)
+        loaded = started = time.monotonic()
+        self.progress.update("rendering")
+        for state in comfy.render(workflow):
+            if state.step and loaded == started:
+                loaded = time.monotonic()
+                self.progress.note("load", loaded - started, job=self.job.id, clip=clip + 1)
+            self.progress.update("rendering", step=state.step)
             # From where the sampler begins, what is left of a clip lasts as long as a boot.
             if self._wants_another():
                 self.processes.stand_by()
-            if step and len(moments) == 1:
-                moments.append(time.monotonic())
-                self.progress.note("load", moments[1] - moments[0], job=self.job.id, clip=clip + 1)
-            self.progress.update("rendering", step=step)
-
-        def meanwhile() -> None:
-            if self.waiting:
-                self.processes.prepare(self._images(self.waiting[0]))
-
-        self.progress.update("rendering")
-        outputs = comfy.render(build_workflow(spec, self.settings), on_step, meanwhile)
-        spent = time.monotonic() - moments[-1]
+        spent = time.monotonic() - loaded
         self.progress.note("render", spent, job=self.job.id, clip=clip + 1, seed=seed)
-        return outputs
+        return state.outputs
+
+    def _upload_spec(self, comfy: Comfy, clip: int, seed: int) -> ClipSpec:
+        """What to render, with its two images where the workflow will find them.
+
+        No name is ever used twice: ComfyUI answers a repeated graph from its cache.
+        """
+        name = f"{self.job.id}-{uuid.uuid4().hex[:8]}"
+        ends = (self.job.frame(clip), self.job.frame(clip + 1))
+        first, last = (comfy.upload(path, f"{name}-{path.name}") for path in ends)
+        size = render_size(self.size)
+        return ClipSpec(
+            clip, first, last, self.plan.prompts[clip], seed, f"ltx-worker/{name}", size
+        )
 
     def _join(self) -> None:
         self.progress.update("joining")
