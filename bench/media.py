@@ -36,7 +36,13 @@ from PIL import Image
 from bench.clip_gate import ease, window
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.film.clip_gate import measure_clip
-from ltx.film.clips import H264, encode_clip, join_command, place_watermark
+from ltx.film.clips import (
+    OUTPUT_CRF,
+    OUTPUT_PRESET,
+    encode_clip,
+    join_command,
+    place_watermark,
+)
 from ltx.film.ffmpeg import ffmpeg_command, read_clip
 from ltx.job import CLIP_FRAMES, FPS, KEPT_FRAMES, render_size
 from ltx.settings import Size
@@ -68,10 +74,10 @@ class Choice(NamedTuple):
 
 
 BEFORE = Choice("medium", 18)
-CHOSEN = Choice(str(H264["preset"]), float(str(H264["crf"])))
+CHOSEN = Choice(OUTPUT_PRESET, OUTPUT_CRF)
 CHOICES = tuple(dict.fromkeys([
-    BEFORE, CHOSEN, Choice("fast", 18), Choice("fast", 17.5), Choice("faster", 17.5),
-    Choice("veryfast", 15), Choice("veryfast", 16), Choice("veryfast", 17),
+    BEFORE, CHOSEN, Choice("fast", 18), Choice("fast", 17.5), Choice("faster", 18),
+    Choice("faster", 17.5), Choice("veryfast", 15), Choice("veryfast", 16), Choice("veryfast", 17),
 ]))  # fmt: skip
 
 
