@@ -39,8 +39,8 @@ from typing import Any
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
 from ltx.errors import (
-    DISK_FULL,
     ConfigError,
+    DiskFull,
     JobError,
     LeaseLost,
     Refusal,
@@ -412,9 +412,8 @@ class Worker:
             self._fail(job, error)
         except Exception as error:
             log.exception("unexpected job=%s", job.id)
-            full = is_disk_full(error)
-            message = DISK_FULL if full else f"Unexpected: {one_line(repr(error))}."
-            self._fail(job, JobError("media_failed", message))
+            other = JobError("media_failed", f"Unexpected: {one_line(repr(error))}.")
+            self._fail(job, DiskFull() if is_disk_full(error) else other)
         finally:
             self._sum_up(job, time.monotonic() - started)
             self.progress.begin("")
@@ -434,7 +433,7 @@ class Worker:
         # What ended the job must not end the report of it; a stop shortens it.
         self.cancellation.end()
         decided = job.outcome.exists()
-        has_film = job.output.exists() and (error.code == "shutdown" or error.detail == DISK_FULL)
+        has_film = job.output.exists() and (error.code == "shutdown" or isinstance(error, DiskFull))
         if decided or has_film or isinstance(error, LeaseLost):
             self.outcome = "kept"
             log_event("job_kept", error.detail, job=job.id)

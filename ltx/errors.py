@@ -68,6 +68,13 @@ class JobError(Exception):
         return {"code": self.code, "message": message, "retryable": fault.retryable}
 
 
+class DiskFull(JobError):
+    """The disk that a job, its film and ComfyUI's files are on is full."""
+
+    def __init__(self) -> None:
+        super().__init__("media_failed", DISK_FULL)
+
+
 class LeaseLost(JobError):
     """The hosted side may have given the job to somebody else: stop, and report nothing."""
 
@@ -105,6 +112,11 @@ class ToolFailed(Exception):
 
 class UsageError(Exception):
     """The command line asks for something that does not fit together."""
+
+
+def tells_full_disk(words: str) -> bool:
+    """Whether a program that ended says so; its words are all that it leaves us."""
+    return NO_SPACE in words
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -104,6 +104,10 @@ def test_a_killed_worker_remembers_that_a_clip_had_its_first_attempt(
     worker = box.start("run")
     first = hosted.wait("comfyui.prompt")
     hosted.wait("comfyui.prompt", after=first["seq"], timeout=60)
+    # The encode of the refused clip is thrown away.
+    assert [file.name for file in (box.state / "jobs" / job / "clips").iterdir()] == [
+        "000.record.json"
+    ]
     worker.end()
     hosted.clear_comfyui_script()
     hosted.script_comfyui({"on": "prompt", "kind": "black"})

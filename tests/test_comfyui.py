@@ -473,24 +473,6 @@ def test_a_standby_that_dies_costs_only_a_plain_restart(box: Box) -> None:
     assert "No module named 'torch'" in worker.log, "what the standby died of is not told"
 
 
-def test_the_standby_has_the_images_of_its_clip_before_the_clip_before_is_done(box: Box) -> None:
-    box.hosted.script_comfyui(SLOW)
-    job = box.add_job(clips=2)
-    worker = box.run_once(COMFYUI_STANDBY="1")
-    assert box.hosted.job(job)["state"] == "completed", worker.log
-    second = pids(box.hosted, "prompt")[1]
-    done = box.hosted.events("comfyui.done")[0]["seq"]
-    uploads = [one for one in box.hosted.events("comfyui.upload") if one["data"]["pid"] == second]
-    assert [one["seq"] < done for one in uploads] == [True, True]
-    (prompt,) = (
-        one["data"]["prompt"]
-        for one in box.hosted.events("comfyui.prompt")
-        if one["data"]["pid"] == second
-    )
-    wanted = [n["inputs"]["image"] for n in prompt.values() if n["class_type"] == "LoadImage"]
-    assert [one["data"]["name"] for one in uploads] == wanted
-
-
 def test_a_prompt_waits_for_the_vram_of_the_process_before(box: Box) -> None:
     """The second process sees a full card for some seconds after it is up."""
     box.hosted.script_comfyui(NO_FAULT, on_prompt("slow"), on_boot("crowded", seconds=3))
@@ -541,6 +523,17 @@ def test_with_restart_job_one_process_renders_the_job_and_the_next_job_has_a_fre
     offsets = [min(map(int, one["data"]["prompt"])) for one in box.hosted.events("comfyui.prompt")]
     assert offsets == [1, 1001, 1]
     assert box.hosted.events("comfyui.free") == []
+
+
+def test_with_restart_job_the_next_jobs_process_boots_beside_the_last_clip(box: Box) -> None:
+    first, last = box.add_job(clips=2), box.add_job(clips=1)
+    worker = box.start("run", COMFYUI_RESTART="job", COMFYUI_STANDBY="1")
+    assert box.await_outcome(last)["kind"] == "complete", worker.log
+    booted, prompts = pids(box.hosted, "boot"), pids(box.hosted, "prompt")
+    assert prompts == [booted[0], booted[0], booted[1]]
+    begun = box.hosted.events("comfyui.prompt")[1]["seq"]
+    standby = box.hosted.events("comfyui.boot")[1]["seq"]
+    assert begun < standby < box.await_outcome(first)["seq"]
 
 
 @pytest.mark.parametrize(("stays", "processes"), [("", 1), ("1", 2)], ids=["freed", "kept"])

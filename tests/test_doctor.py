@@ -18,9 +18,9 @@ from PIL import Image
 from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import find_gaps
 from ltx.comfyui.workflow import ClipSpec, build_workflow
-from ltx.film.clip_gate import measure_command
-from ltx.film.clips import Placement, contact_sheet, trim_command
-from ltx.film.ffmpeg import ffmpeg_command
+from ltx.film.clip_gate import measure_clip
+from ltx.film.clips import Placement, contact_sheet, encode_clip
+from ltx.film.ffmpeg import ffmpeg_command, read_clip
 from ltx.film.pictures import UPRIGHT
 from ltx.operator.checks import (
     CHECKS,
@@ -81,8 +81,8 @@ def only(found: list[Finding]) -> tuple[str, str, str]:
 def test_the_filters_asked_for_are_those_that_the_commands_use() -> None:
     one, two, three = (Path(name) for name in ("/a", "/b", "/c"))
     streams = [
-        trim_command(one, two, Size(128, 72), three, Placement(0, 0, 9, 9)),
-        measure_command(one, two, three, Size(128, 96)),
+        encode_clip(read_clip(one), two, Size(128, 72), three, Placement(0, 0, 9, 9)),
+        measure_clip(read_clip(one), two, three, Size(128, 96)),
         contact_sheet(one, two),
     ]
     graphs = [word for stream in streams for word in ffmpeg_command(stream) if "[" in word]

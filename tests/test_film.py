@@ -289,6 +289,8 @@ def test_a_clip_is_encoded_once_after_comfyui_and_only_copied_from_then_on(long_
     # The look-alike pipes raw video into its encoder, as VHS_VideoCombine does.
     encodes = [run for run in runs if "libx264" in run and "rawvideo" not in run]
     assert len(encodes) == long_film.clips, encodes
+    # Its measures are taken in the same pass.
+    assert [run for run in runs if ".raw.mp4" in run] == encodes
     clips = sorted((long_film.folder / "clips").glob("*.mp4"))
     assert [clip.name for clip in clips] == [f"{n:03}.mp4" for n in range(long_film.clips)]
     pieces = [digest for clip in clips for digest in frame_hashes(clip)]

@@ -19,8 +19,8 @@ from bench.clip_gate.scenes import PHOTOS, load
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.errors import ToolFailed
-from ltx.film.clip_gate import ClipMeasures, judge, measure_command, read_measures
-from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.clip_gate import ClipMeasures, judge, measure_clip, read_measures
+from ltx.film.ffmpeg import Media, ffmpeg_command, read_clip
 from ltx.job import CLIP_SECONDS
 from ltx.settings import Settings, Size
 from ltx.text import MAX_JSON_BYTES, one_line
@@ -39,7 +39,8 @@ def inspect(media: Media, raw: Path, first: Path, last: Path, size: Size) -> Res
     case = Case("", "", 0, 0)
     try:
         media.check_video(raw, COUNT, size)
-        with media.start(ffmpeg_command(measure_command(raw, first, last, size))) as child:
+        clip = read_clip(raw, err_detect="explode")
+        with media.start(ffmpeg_command(measure_clip(clip, first, last, size))) as child:
             media.finish(child)
             text = os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode()
         look = read_measures(text)

@@ -8,14 +8,14 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import OutputFile, find_gaps, read_history, read_rejection
-from ltx.comfyui.events import COMFY_CALL_S, PromptEvents
+from ltx.comfyui.events import COMFY_CALL_S, PromptEvents, Sign
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
 from ltx.errors import JobError, Unavailable
 from ltx.hosted.calls import wait_uncancelled
@@ -48,6 +48,16 @@ class Vram(NamedTuple):
     total: int
 
 
+NOTHING: dict[str, Any] = {}
+
+
+class Rendering(NamedTuple):
+    """How far a prompt is: the sampler's steps, and the outputs once it has ended."""
+
+    step: int
+    outputs: Mapping[str, Any] = NOTHING
+
+
 class Comfy:
     """One ComfyUI server: ours when it has a child, otherwise somebody else's, never ended."""
 
@@ -60,7 +70,6 @@ class Comfy:
     ):
         self.url, self.cancellation, self.child, self.home = url, cancellation, child, home
         self.client_id = uuid.uuid4().hex
-        self.prepared: dict[Path, str] = {}
         self.first_memory = 0
         # The server is on this machine; a proxy has no business in between.
         self.http = Http(wait=cancellation.wait, proxies=False)
@@ -153,16 +162,8 @@ class Comfy:
         url = f"{self.url}{path}"
         return self.http.exchange("POST", url, seconds=30.0, **options)
 
-    def prepare(self, images: Mapping[Path, str]) -> None:
-        """Uploads images that a coming prompt will want."""
-        for path, name in images.items():
-            self.prepared[path] = self._upload(path, name)
-
     def upload(self, path: Path, name: str) -> str:
-        """Uploads an image, if that was not done before; the name that the workflow has to use."""
-        return self.prepared.pop(path, "") or self._upload(path, name)
-
-    def _upload(self, path: Path, name: str) -> str:
+        """Uploads an image and returns the name that the workflow has to use."""
         with path.open("rb") as file:
             reply = self._post("/upload/image", files={"image": (name, file, "image/png")})
         answer = as_dict(reply.json_or(None)) if reply.ok else {}
@@ -184,12 +185,10 @@ class Comfy:
         if not reply.ok or as_dict(answer).get("node_errors"):
             raise read_rejection(answer)
 
-    def render(
-        self, workflow: Workflow, on_step: Callable[[int], None], meanwhile: Callable[[], None]
-    ) -> dict[str, Any]:
-        """Runs a prompt to its end and returns its outputs. Raises JobError, ComfyLost.
+    def render(self, workflow: Workflow) -> Iterator[Rendering]:
+        """Runs a prompt; yields with every step, and once more at the end, with the outputs.
 
-        meanwhile: called with every sign of life, and about every second without one.
+        Raises JobError, ComfyLost.
 
         The end is learnt from whichever speaks first of the websocket, the history and the
         process; the websocket is a hint, the history is the truth.
@@ -200,24 +199,25 @@ class Comfy:
             sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
             try:
                 self.submit(workflow, prompt_id)
-                while not (record := self._look(events, prompt_id, sampler, on_step)):
-                    meanwhile()
+                step, record = 0, NOTHING
+                while not record:
+                    sign = self._listen(events, prompt_id, sampler)
+                    if sign.step is not None:
+                        step = sign.step
+                        yield Rendering(step)
+                    record = self._record(prompt_id) if sign.ended else NOTHING
             except JobError:
                 self._interrupt(prompt_id)
                 raise
-        return read_history(record)
+        yield Rendering(step, read_history(record))
 
-    def _look(
-        self, events: PromptEvents, prompt_id: str, sampler: str, on_step: Callable[[int], None]
-    ) -> dict[str, Any]:
-        """Waits for the next sign of life; returns the history's record once there is one."""
+    def _listen(self, events: PromptEvents, prompt_id: str, sampler: str) -> Sign:
+        """Waits for the next sign of life; without one it is time to look into the history."""
         process = [self.child.pidfd] if self.child else []
         ready = self.cancellation.wait(HISTORY_POLL_S, *process, *events.files())
         if self.child and not self.child.alive:
             raise ComfyLost(f"it ended by itself ({self.child.last_words()})")
-        if ready and not events.read(prompt_id, sampler, on_step):
-            return {}
-        return self._record(prompt_id)
+        return events.read(prompt_id, sampler) if ready else Sign(ended=True)
 
     def _record(self, prompt_id: str) -> dict[str, Any]:
         """The prompt's entry in the history; empty while it waits or runs."""

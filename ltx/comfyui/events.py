@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import websocket
 
@@ -31,6 +30,13 @@ class BoundedWebSocket(websocket.WebSocket):
         if self.left < 0 or time.monotonic() > self.end:
             raise websocket.WebSocketException("the message is too long")
         return block
+
+
+class Sign(NamedTuple):
+    """What a message told of the prompt."""
+
+    step: int | None = None  # how many are done; 0 as the sampler begins
+    ended: bool = False  # or so it seems: the history knows
 
 
 class PromptEvents:
@@ -59,24 +65,24 @@ class PromptEvents:
             self._connect()
         return [self.socket.sock] if self.socket else []
 
-    def read(self, prompt_id: str, sampler: str, on_step: Callable[[int], None]) -> bool:
-        """Reads one message; True when it is time to look into the history."""
+    def read(self, prompt_id: str, sampler: str) -> Sign:
+        """Reads one message."""
         assert self.socket
         try:
             message = as_dict(json.loads(self.socket.receive()))
         except (websocket.WebSocketException, OSError):
             self.close()
-            return True
+            return Sign(ended=True)
         except (ValueError, RecursionError):
-            return False
+            return Sign()
         data = as_dict(message.get("data"))
         if data.get("prompt_id") != prompt_id:
-            return False
-        step = data.get("value")
+            return Sign()
         if message.get("type") in ("executing", "progress") and data.get("node") == sampler:
-            on_step(step if isinstance(step, int) and 0 <= step <= STEPS else 0)
+            step = data.get("value")
+            return Sign(step if isinstance(step, int) and 0 <= step <= STEPS else 0)
         # The history is written between execution_success and this message.
-        return message.get("type") == "executing" and data.get("node") is None
+        return Sign(ended=message.get("type") == "executing" and data.get("node") is None)
 
     def close(self) -> None:
         if self.socket and self.socket.sock:

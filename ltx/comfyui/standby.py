@@ -6,21 +6,18 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy, ComfyLost
+from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
 from ltx.text import log_event, one_line
 
-# No longer, because the clip that renders may be done in the meantime.
-STANDBY_LOOK_S = 0.2
 KEPT_LOGS = 10
 
 
@@ -90,18 +87,10 @@ class ComfyProcesses:
 
     def stand_by(self) -> None:
         """Boots the next process while this one renders, so that its boot costs no time."""
-        wanted = self.settings.comfyui_standby and self.settings.comfyui_restart == "clip"
+        wanted = self.settings.comfyui_standby
         if wanted and self.current and self.current.child and not self.is_standby:
             self.is_standby = True
             self.warm()
-
-    def prepare(self, images: Mapping[Path, str]) -> None:
-        """Gives the standby the next clip's images as soon as it is up."""
-        spare = self.spare if self.is_standby else None
-        if spare and not spare.prepared and spare.answers(STANDBY_LOOK_S):
-            # What ails it is met, and told, when it is needed.
-            with contextlib.suppress(Unavailable, ComfyLost):
-                spare.prepare(images)
 
     def _await_vram(self, comfy: Comfy) -> None:
         """Waits until the memory of the process before is free again."""
@@ -117,8 +106,8 @@ class ComfyProcesses:
         self.vram_free = max(self.vram_free, free)
 
     def dismiss(self) -> None:
-        """Asks the process that has rendered to end, where the next clip gets a fresh one."""
-        if self.settings.comfyui_restart == "clip" and self.current and self.current.child:
+        """Asks the process that has rendered to end; does not wait for it."""
+        if self.current and self.current.child:
             self.current.child.ask_to_end()
 
     def retire(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ffmpeg
 
 from ltx.errors import ToolFailed
-from ltx.film.ffmpeg import read_clip, read_picture
+from ltx.film.ffmpeg import read_picture
 from ltx.job import CLIP_FRAMES, FPS
 from ltx.settings import Size
 from ltx.text import to_number
@@ -72,11 +72,12 @@ class FailedCheck(NamedTuple):
         return f"{self.check} is {self.measured:.3g}, allowed is {side} {self.limit:g}"
 
 
-def measure_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
+def measure_clip(clip: Any, first: Path, last: Path, size: Size) -> Any:
     """Prints what read_measures reads, for image, clip and image, frame by frame, three times.
 
     First beside the first image, then beside the last, then the fine detail alone.
 
+    clip: its frames, as ffmpeg.read_clip gives them.
     size: of the clip and of both images.
     """
     side = max(size)
@@ -93,7 +94,6 @@ def measure_command(raw: Path, first: Path, last: Path, size: Size) -> Any:
         stream = stream.filter("format", "rgb24").filter("normalize", smoothing=0, independence=0)
         return stream.filter("format", "gray")
 
-    clip = read_clip(raw, err_detect="explode")
     pictures = [shrink(read_picture(path, "png_pipe")).split() for path in (first, last)]
     begin, end = pictures[0][0], pictures[1][0]
     joined = ffmpeg.concat(begin, shrink(clip), end, v=1, a=0)

@@ -12,7 +12,7 @@ from typing import Any
 import ffmpeg
 
 from ltx.cancellation import Cancellation
-from ltx.errors import DISK_FULL, NO_SPACE, JobError, ToolFailed
+from ltx.errors import DiskFull, ToolFailed, tells_full_disk
 from ltx.job import FPS, MAX_FRAME_PIXELS
 from ltx.process import Child
 from ltx.settings import Settings, Size
@@ -38,8 +38,8 @@ class Media:
     def finish(self, child: Child, seconds: float = math.inf) -> None:
         """Raises ToolFailed with the last lines when the program did not succeed in time."""
         if code := child.finish(self.cancellation, seconds):
-            if NO_SPACE in child.tail():
-                raise JobError("media_failed", DISK_FULL)
+            if tells_full_disk(child.tail()):
+                raise DiskFull
             raise ToolFailed(child.tail() or f"exit code {code}")
 
     def run(self, stream: Any, seconds: float = math.inf) -> None:

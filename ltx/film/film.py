@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,16 @@ from ltx.comfyui.answers import find_video
 from ltx.comfyui.client import Comfy, ComfyLost
 from ltx.comfyui.standby import ComfyProcesses
 from ltx.comfyui.workflow import STEPS, ClipSpec, build_workflow
-from ltx.errors import DISK_FULL, NO_SPACE, JobError, ToolFailed, Unavailable
+from ltx.errors import DiskFull, JobError, ToolFailed, Unavailable, tells_full_disk
 from ltx.files import read_json, replace_durably, write_json_durably
-from ltx.film.clip_gate import judge, measure_command, read_measures
-from ltx.film.clips import Placement, contact_sheet, join_command, place_watermark, trim_command
-from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.clips import join_command
+from ltx.film.ffmpeg import Media
+from ltx.film.finishing import Finishing, PendingClip
 from ltx.film.pictures import check_picture, check_watermark, prepare_frame
-from ltx.job import CLIP_FRAMES, KEPT_FRAMES, Job, Plan, render_size, seed_for
-from ltx.process import Child
+from ltx.job import KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.progress import Progress
 from ltx.settings import Settings, Size
-from ltx.text import MAX_JSON_BYTES, log_event, one_line
+from ltx.text import log_event, one_line
 
 KEPT_BAD_CLIPS = 10
 
@@ -52,6 +49,19 @@ class RenderContext:
         self.media = Media(settings, cancellation)
         # A worker keeps a ComfyUI waiting for the next job; who makes one film does not.
         self.expects_more = False
+        self.watermark: tuple[tuple[int, int, int], Size] | None = None
+
+    def watermark_size(self) -> Size:
+        """Decodes the watermark fully if it has changed. Raises JobError watermark_missing."""
+        path = self.settings.watermark
+        try:
+            status = path.stat()
+        except OSError:
+            return check_watermark(self.media, path)
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if not self.watermark or self.watermark[0] != seen:
+            self.watermark = seen, check_watermark(self.media, path)
+        return self.watermark[1]
 
     def probe(self) -> None:
         """Raises JobError unless a ComfyUI boots and has all parts of the workflow."""
@@ -78,24 +88,10 @@ def explain(error: Exception, clip: int, tail: str) -> JobError:
     else:
         reason = JobError("comfyui_failed", f"ComfyUI: {error}.", again=True)
     # ComfyUI's files are on the same disk as ours.
-    if reason.code in ("bad_clip", "comfyui_failed") and NO_SPACE in f"{error}\n{tail}":
-        reason = JobError("media_failed", DISK_FULL)
+    if reason.code in ("bad_clip", "comfyui_failed") and tells_full_disk(f"{error}\n{tail}"):
+        reason = DiskFull()
     reason.tail = reason.tail or tail
     return reason
-
-
-@dataclass(frozen=True, eq=False)
-class PendingClip:
-    """What runs for a finished raw clip while the next one renders."""
-
-    clip: int
-    measuring: Child | None
-    encode: Child
-    started: float  # time.time()
-
-    def is_ended(self) -> bool:
-        """Whether waiting for it takes no time; a measurement that has ended decides first."""
-        return not self.encode.alive and not (self.measuring and self.measuring.alive)
 
 
 class Film:
@@ -112,21 +108,23 @@ class Film:
             context.progress,
         )
         self.processes, self.media = context.processes, context.media
-        self.size, self.mark = self.settings.size, Size(0, 0)
+        self.size = self.settings.size
         # The clips that are still to be rendered, the next one first.
         self.waiting: list[int] = []
 
     def make(self, fetch: Fetch) -> None:
         """Leaves the film in job.output; fetch(url, path, field) brings a frame."""
         self.progress.update("checking", clips=self.plan.clips)
-        if self.plan.watermark:
-            self.mark = check_watermark(self.media, self.settings.watermark)
+        mark = self.context.watermark_size() if self.plan.watermark else None
         try:
             if not all(self.job.clip(clip).exists() for clip in range(self.plan.clips)):
                 self.processes.warm()
             self._download(fetch)
             self._cut_frames()
+            makers = (self.settings, self.media, self.progress)
+            self.finishing = Finishing(*makers, self.job, self.size, mark)
             self._make_clips()
+            self.processes.dismiss()
             self._join()
         except ToolFailed as error:
             raise JobError("media_failed", one_line(error)) from error
@@ -159,7 +157,7 @@ class Film:
                     raise JobError("frame_invalid", message) from error
 
     def _make_clips(self) -> None:
-        """Renders each missing clip; each is looked at and encoded beside the next rendering."""
+        """Renders each missing clip; each is measured and encoded beside the next rendering."""
         clips = range(self.plan.clips)
         self.waiting = [clip for clip in clips if not self.job.clip(clip).exists()]
         with contextlib.ExitStack() as children:
@@ -169,96 +167,15 @@ class Film:
                     clip = self.waiting.pop(0)
                     if not self.job.raw(clip).exists():
                         self._render(clip)
-                    pending.append(self._start_finishing(clip, children))
+                    pending.append(self.finishing.start(clip))
+                    children.enter_context(pending[-1].child)
                 if not self.waiting:
                     self.progress.update("encoding")
                 # One that has failed already spares the GPU the clips behind it.
-                ready = [one for one in pending if not self.waiting or one.is_ended()]
+                ready = [one for one in pending if not self.waiting or not one.child.alive]
                 pending = [one for one in pending if one not in ready]
-                again = [one.clip for one in ready if not self._accept(one)]
+                again = [one.clip for one in ready if not self.finishing.accept(one)]
                 self.waiting = [*again, *self.waiting]
-
-    def _start_finishing(self, clip: int, children: contextlib.ExitStack) -> PendingClip:
-        """Starts measuring a raw clip, and its encode."""
-        measuring, raw = None, self.job.raw(clip)
-        if self.settings.clip_gate != "off":
-            ends = (self.job.frame(clip), self.job.frame(clip + 1))
-            command = ffmpeg_command(measure_command(raw, *ends, render_size(self.size)))
-            measuring = children.enter_context(self.media.start(command))
-        encode = children.enter_context(self.media.start(self._trim(clip)))
-        return PendingClip(clip, measuring, encode, time.time())
-
-    def _accept(self, pending: PendingClip) -> bool:
-        """Keeps a clip that may be delivered; False when it has to be rendered once more.
-
-        Raises JobError bad_clip when it has been already.
-        """
-        clip, message = pending.clip, self._measure(pending)
-        record = read_json(self.job.record(clip))
-        if message and self.settings.clip_gate == "enforce":
-            pending.encode.end()
-            attempt = int(record.get("attempts", 1))
-            # A restart has to know that one of the two attempts is spent.
-            write_json_durably(self.job.record(clip), {**record, "refused": message})
-            self._keep_bad(clip, attempt, self.job.raw(clip))
-            if attempt > 1:
-                raise JobError("bad_clip", message)
-            log_event("clip_retry", message, logging.WARNING, job=self.job.id, clip=clip + 1)
-            return False
-        if message:
-            log_event("bad_clip_kept", message, logging.WARNING, job=self.job.id, clip=clip + 1)
-        self.media.finish(pending.encode)
-        self._keep_clip(clip, pending.started)
-        return True
-
-    def _measure(self, pending: PendingClip) -> str:
-        """Why a clip is bad, nothing when it is not; its record tells what was measured."""
-        child, clip = pending.measuring, pending.clip
-        if not child:
-            return ""
-        try:
-            self.media.finish(child)
-            measures = read_measures(os.pread(child.output.fileno(), MAX_JSON_BYTES, 0).decode())
-        except (ToolFailed, KeyError) as error:
-            return f"Clip {clip + 1} cannot be decoded whole: {one_line(error)}."
-        record = {**read_json(self.job.record(clip)), "gate": measures.rounded()}
-        write_json_durably(self.job.record(clip), record)
-        failed = judge(measures)
-        log_event(
-            "clip_measured",
-            job=self.job.id,
-            clip=clip + 1,
-            failed=len(failed),
-            **measures.rounded(),
-        )
-        return f"Clip {clip + 1}: {'; '.join(map(str, failed))}." if failed else ""
-
-    def _keep_bad(self, clip: int, attempt: int, path: Path) -> None:
-        """A clip that was refused, and a contact sheet of it, for the operator to look at."""
-        folder = self.settings.state_dir / "bad-clips"
-        folder.mkdir(exist_ok=True)
-        kept = folder / f"{self.job.id}-clip{clip + 1}-attempt{attempt}.mp4"
-        path.replace(kept)
-        with contextlib.suppress(ToolFailed):
-            self.media.run(contact_sheet(kept, kept.with_suffix(".jpg")))
-        clips = sorted(folder.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
-        for old in clips[:-KEPT_BAD_CLIPS]:
-            old.unlink()
-            old.with_suffix(".jpg").unlink(missing_ok=True)
-
-    def _trim(self, clip: int) -> list[str]:
-        source = self.settings.watermark if self.plan.watermark else None
-        place = place_watermark(self.mark, self.size) if source else Placement(0, 0, 0, 0)
-        part = self.job.clip(clip).with_suffix(".part")
-        return ffmpeg_command(trim_command(self.job.raw(clip), part, self.size, source, place))
-
-    def _keep_clip(self, clip: int, started: float) -> None:
-        part = self.job.clip(clip).with_suffix(".part")
-        self.media.check_video(part, KEPT_FRAMES, self.size)
-        # The encode ended while something else was waited for; its file knows when.
-        self.progress.note("encode", part.stat().st_mtime - started, job=self.job.id, clip=clip + 1)
-        replace_durably(part, self.job.clip(clip))
-        self.job.raw(clip).unlink()
 
     def _render(self, clip: int) -> None:
         """One raw clip, with a second attempt where a fresh ComfyUI may do better."""
@@ -288,8 +205,9 @@ class Film:
         part = self.job.raw(clip).with_suffix(".part")
         try:
             comfy.fetch(find_video(self._run_workflow(comfy, clip, seed)), part)
-            self.processes.dismiss()
-            self._inspect(clip, attempt, part)
+            if self.settings.comfyui_restart == "clip":
+                self.processes.dismiss()
+            self.finishing.inspect(clip, attempt, part)
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
             raise explain(error, clip, comfy.tail()) from error
         spent = round(time.monotonic() - started, 1)
@@ -299,57 +217,48 @@ class Film:
         write_json_durably(self.job.record(clip), record)
         replace_durably(part, self.job.raw(clip))
 
-    def _inspect(self, clip: int, attempt: int, path: Path) -> None:
-        """ComfyUI reports success for files that are cut short; CLIP_GATE says what then."""
-        if self.settings.clip_gate == "off":
-            return
-        try:
-            self.media.check_video(path, CLIP_FRAMES, render_size(self.size))
-        except ToolFailed as error:
-            if self.settings.clip_gate == "enforce":
-                self._keep_bad(clip, attempt, path)
-                raise
-            log_event("bad_clip_kept", str(error), logging.WARNING, job=self.job.id, clip=clip + 1)
+    def _wants_another(self) -> bool:
+        """Whether the next clip, or after the last one the next job, will get a fresh process."""
+        if self.waiting:
+            return self.settings.comfyui_restart == "clip"
+        return self.context.expects_more
 
-    def _images(self, clip: int) -> dict[Path, str]:
-        """Both images of a clip, and names for them.
+    def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> Mapping[str, Any]:
+        workflow = build_workflow(self._upload_spec(comfy, clip, seed), self.settings)
+        loaded = started = time.monotonic()
+        self.progress.update("rendering")
+        for state in comfy.render(workflow):
+            if state.step and loaded == started:
+                loaded = time.monotonic()
+                self.progress.note("load", loaded - started, job=self.job.id, clip=clip + 1)
+            self.progress.update("rendering", step=state.step)
+            # From where the sampler begins, what is left of a clip lasts as long as a boot.
+            if self._wants_another():
+                self.processes.stand_by()
+        spent = time.monotonic() - loaded
+        self.progress.note("render", spent, job=self.job.id, clip=clip + 1, seed=seed)
+        return state.outputs
+
+    def _upload_spec(self, comfy: Comfy, clip: int, seed: int) -> ClipSpec:
+        """What to render, with its two images where the workflow will find them.
 
         No name is ever used twice: ComfyUI answers a repeated graph from its cache.
         """
-        frames = (self.job.frame(clip), self.job.frame(clip + 1))
-        return {path: f"{self.job.id}-{uuid.uuid4().hex[:8]}-{path.name}" for path in frames}
-
-    def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> dict[str, Any]:
-        first, last = (comfy.upload(path, name) for path, name in self._images(clip).items())
-        prefix, size = f"ltx-worker/{self.job.id}-{uuid.uuid4().hex[:8]}", render_size(self.size)
-        spec = ClipSpec(clip, first, last, self.plan.prompts[clip], seed, prefix, size)
-        moments = [time.monotonic()]
-
-        def on_step(step: int) -> None:
-            # From where the sampler begins, what is left of a clip lasts as long as a boot.
-            if self.context.expects_more or self.waiting:
-                self.processes.stand_by()
-            if step and len(moments) == 1:
-                moments.append(time.monotonic())
-                self.progress.note("load", moments[1] - moments[0], job=self.job.id, clip=clip + 1)
-            self.progress.update("rendering", step=step)
-
-        def meanwhile() -> None:
-            if self.waiting:
-                self.processes.prepare(self._images(self.waiting[0]))
-
-        self.progress.update("rendering")
-        outputs = comfy.render(build_workflow(spec, self.settings), on_step, meanwhile)
-        spent = time.monotonic() - moments[-1]
-        self.progress.note("render", spent, job=self.job.id, clip=clip + 1, seed=seed)
-        return outputs
+        name = f"{self.job.id}-{uuid.uuid4().hex[:8]}"
+        ends = (self.job.frame(clip), self.job.frame(clip + 1))
+        first, last = (comfy.upload(path, f"{name}-{path.name}") for path in ends)
+        size = render_size(self.size)
+        return ClipSpec(
+            clip, first, last, self.plan.prompts[clip], seed, f"ltx-worker/{name}", size
+        )
 
     def _join(self) -> None:
         self.progress.update("joining")
         listing, part = self.job.folder / "clips" / "list.txt", self.job.output.with_suffix(".part")
         names = (self.job.clip(clip).name for clip in range(self.plan.clips))
         listing.write_text("".join(f"file '{name}'\n" for name in names))
+        frames = KEPT_FRAMES * self.plan.clips
         with self.progress.timed("join", job=self.job.id):
-            self.media.run(join_command(listing, part))
-            self.media.check_video(part, KEPT_FRAMES * self.plan.clips, self.size)
+            self.media.run(join_command(listing, part, frames))
+            self.media.check_video(part, frames, self.size)
         replace_durably(part, self.job.output)

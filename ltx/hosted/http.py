@@ -16,7 +16,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-from ltx.errors import DISK_FULL, JobError, Unavailable, is_disk_full
+from ltx.errors import DiskFull, Unavailable, is_disk_full
 from ltx.hosted.calls import Caller, Wait, wait_uncancelled
 from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION
@@ -190,7 +190,7 @@ class Http:
                 return Reply(status, response.headers, body.getvalue())
         except NETWORK_ERRORS as error:
             if is_disk_full(error):
-                raise JobError("media_failed", DISK_FULL) from error
+                raise DiskFull from error
             raise Unavailable(f"{type(error).__name__}: {one_line(error)}") from error
 
 
