@@ -35,7 +35,8 @@ from ltx.cancellation import Halt
 from ltx.comfyui.workflow import RENDER_CRF
 from ltx.errors import ToolFailed
 from ltx.film.clip_gate import ALIKE, Look, judge, limits, look_command, read_look
-from ltx.film.ffmpeg import Media, center_crop, ffmpeg_command
+from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.pictures import center_crop
 from ltx.job import CLIP_FRAMES, CLIP_SECONDS, FPS
 from ltx.settings import Settings, Size
 from ltx.text import MAX_JSON_BYTES, one_line

@@ -20,7 +20,9 @@ from ltx.comfyui.answers import find_gaps
 from ltx.comfyui.workflow import Shot, build_workflow
 from ltx.film.clip_gate import look_command
 from ltx.film.clips import Placement, contact_sheet, trim_command
-from ltx.film.ffmpeg import UPRIGHT, ffmpeg_command
+from ltx.film.ffmpeg import ffmpeg_command
+from ltx.film.formats import Canvas, Layout
+from ltx.film.pictures import UPRIGHT, Picture, frame_command
 from ltx.operator.checks import CHECKS, FILTERS, Finding, Patient, install_command, weigh_memory
 from ltx.operator.doctor import examine
 from ltx.settings import Settings, Size
@@ -72,7 +74,10 @@ def only(found: list[Finding]) -> tuple[str, str, str]:
 
 def test_the_filters_asked_for_are_those_that_the_commands_use() -> None:
     one, two, three = (Path(name) for name in ("/a", "/b", "/c"))
+    size, turned = Size(9, 9), 6
+    layout = Layout("webp_pipe", size, Canvas(12, 12, 1, 1), turned, b"", alpha=True, parts=())
     streams = [
+        frame_command(Picture("", one, layout), one, two, three, Size(128, 96)),
         trim_command(one, two, Size(128, 72), three, Placement(0, 0, 9, 9)),
         look_command(one, two, three, Size(128, 96)),
         contact_sheet(one, two),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ffmpeg
 
-from ltx.film.ffmpeg import read_clip, read_picture
+from ltx.film.ffmpeg import CLEAN, read_clip, read_picture
 from ltx.job import FPS, KEPT_FRAMES
 from ltx.settings import Size
 
@@ -54,8 +54,6 @@ H264 = {
     "colorspace": "bt709",
     "color_range": "tv",
 }
-# No sound, no titles, no prompts in what customers get.
-CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
 
 
 def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:

@@ -22,6 +22,7 @@ from ltx.files import keep, keep_json, read_json
 from ltx.film.clip_gate import judge, look_command, read_look
 from ltx.film.clips import Placement, contact_sheet, join_command, place_watermark, trim_command
 from ltx.film.ffmpeg import Media, ffmpeg_command
+from ltx.film.pictures import check_picture, check_watermark, prepare_frames
 from ltx.job import CLIP_FRAMES, KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.process import Child
 from ltx.progress import Progress
@@ -55,6 +56,11 @@ class Studio:
 
 
 Fetch = Callable[[str, Path, str], None]
+
+
+def frame_field(number: int) -> str:
+    """Where a job names a frame."""
+    return f"stageData.frames[{number}]"
 
 
 def explain(error: Exception, clip: int, tail: str) -> JobError:
@@ -104,7 +110,7 @@ class Film:
         """Leaves the film in job.output; fetch(url, path, field) brings a frame."""
         self.progress.update("checking", clips=self.plan.clips)
         if self.plan.watermark:
-            self.mark = self.media.check_watermark(self.settings.watermark)
+            self.mark = check_watermark(self.media, self.settings.watermark)
         try:
             if not all(self.job.clip(clip).exists() for clip in range(self.plan.clips)):
                 self.fleet.warm()
@@ -123,24 +129,20 @@ class Film:
             for number, url in enumerate(self.plan.frames):
                 source = self.job.source(number)
                 if not source.exists():
-                    fetch(url, source.with_suffix(".part"), f"stageData.frames[{number}]")
+                    fetch(url, source.with_suffix(".part"), frame_field(number))
                     keep(source.with_suffix(".part"), source)
 
     def _cut_frames(self) -> None:
         """Checks every picture and cuts it to what will be rendered: portrait if the first is."""
         self.progress.update("checking")
         with self.progress.timed("check", job=self.job.id):
-            for number in range(len(self.plan.frames)):
-                source, frame = self.job.source(number), self.job.frame(number)
-                try:
-                    picture = self.media.check_picture(source)
-                    if number == 0 and picture.size.height > picture.size.width:
-                        self.size = Size(*self.size[::-1])
-                    if not frame.exists():
-                        self.media.prepare_frame(picture, frame, render_size(self.size))
-                except ToolFailed as error:
-                    told = f"stageData.frames[{number}]: {one_line(error)}."
-                    raise JobError("frame_invalid", told) from error
+            numbers = range(len(self.plan.frames))
+            pictures = [check_picture(self.job.source(n), frame_field(n)) for n in numbers]
+            if pictures[0].size.height > pictures[0].size.width:
+                self.size = Size(*self.size[::-1])
+            frames = [(one, self.job.frame(n)) for n, one in enumerate(pictures)]
+            missing = [(picture, frame) for picture, frame in frames if not frame.exists()]
+            prepare_frames(self.media, missing, render_size(self.size))
 
     def _make_clips(self) -> None:
         """Renders each missing clip; each is looked at and encoded beside the next rendering."""

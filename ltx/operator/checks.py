@@ -22,6 +22,7 @@ from ltx.errors import ConfigError, JobError, Unavailable, Verdict
 from ltx.files import with_worker_id
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import Media, ffmpeg_command, read_picture
+from ltx.film.pictures import check_watermark
 from ltx.hosted.blob import Blob
 from ltx.hosted.queue_api import QueueApi
 from ltx.job import MAX_FRAME_PIXELS, job_bytes, render_size
@@ -139,7 +140,7 @@ def look_at_watermark(patient: Patient) -> Iterator[Told]:
     path, media = patient.settings.watermark, patient.media
     fix = f"file {shlex.quote(str(path))}"
     try:
-        size = media.check_watermark(path)
+        size = check_watermark(media, path)
     except JobError as error:
         yield "FAIL", error.detail, fix
         return
@@ -283,9 +284,9 @@ def look_at_service(patient: Patient) -> Iterator[Told]:
 # What the worker and its clip gate ask of ffmpeg.
 FILTERS = (
     *("alphaextract", "blend", "boxblur", "concat", "crop", "extractplanes", "format"),
-    *("framestep", "freezedetect", "hflip", "lut", "metadata", "normalize", "overlay", "scale"),
-    *("setpts", "setsar", "settb", "signalstats", "split", "ssim", "tile", "transpose", "trim"),
-    "vflip",
+    *("framestep", "freezedetect", "hflip", "lut", "lut3d", "lutrgb", "metadata", "normalize"),
+    *("overlay", "pad", "scale", "setpts", "setsar", "settb", "signalstats", "split", "ssim"),
+    *("tile", "transpose", "trim", "vflip"),
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
 MAX_SKEW_S = 5.0
