@@ -77,7 +77,7 @@ def test_the_filters_asked_for_are_those_that_the_commands_use() -> None:
     size, turned = Size(9, 9), 6
     layout = Layout("webp_pipe", size, Canvas(12, 12, 1, 1), turned, b"", alpha=True, parts=())
     streams = [
-        frame_command(Picture("", one, layout), one, two, three, Size(128, 96)),
+        frame_command(Picture("", one, layout), one, "a.cube", three, Size(128, 96)),
         trim_command(one, two, Size(128, 72), three, Placement(0, 0, 9, 9)),
         look_command(one, two, three, Size(128, 96)),
         contact_sheet(one, two),

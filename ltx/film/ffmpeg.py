@@ -30,10 +30,10 @@ class Media:
     def __init__(self, settings: Settings, halt: Halt) -> None:
         self.settings, self.halt = settings, halt
 
-    def start(self, command: Sequence[str]) -> Child:
+    def start(self, command: Sequence[str], cwd: Path | None = None) -> Child:
         # In memory, because nothing is written outside of the state folder.
         output = open(os.memfd_create("output"), "w+b")  # noqa: SIM115 (the child's)
-        return Child(command, self.settings, output, niceness=10)
+        return Child(command, self.settings, output, cwd, niceness=10)
 
     def finish(self, child: Child, seconds: float = math.inf) -> None:
         """Raises ToolFailed with its last lines when the program did not succeed in time."""

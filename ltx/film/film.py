@@ -22,7 +22,7 @@ from ltx.files import keep, keep_json, read_json
 from ltx.film.clip_gate import judge, look_command, read_look
 from ltx.film.clips import Placement, contact_sheet, join_command, place_watermark, trim_command
 from ltx.film.ffmpeg import Media, ffmpeg_command
-from ltx.film.pictures import check_picture, check_watermark, prepare_frames
+from ltx.film.pictures import check_picture, check_watermark, half_the_cores, prepare_frames
 from ltx.job import CLIP_FRAMES, KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.process import Child
 from ltx.progress import Progress
@@ -142,7 +142,7 @@ class Film:
                 self.size = Size(*self.size[::-1])
             frames = [(one, self.job.frame(n)) for n, one in enumerate(pictures)]
             missing = [(picture, frame) for picture, frame in frames if not frame.exists()]
-            prepare_frames(self.media, missing, render_size(self.size))
+            prepare_frames(self.media, missing, render_size(self.size), half_the_cores())
 
     def _make_clips(self) -> None:
         """Renders each missing clip; each is looked at and encoded beside the next rendering."""

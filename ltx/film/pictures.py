@@ -121,13 +121,18 @@ class Making(NamedTuple):
         return self.target.with_suffix(".part")
 
 
-def prepare_frames(media: Media, frames: Sequence[tuple[Picture, Path]], shape: Size) -> None:
-    """Makes all frames, side by side on half the cores. Raises JobError for the first bad one."""
-    slots = max(1, len(os.sched_getaffinity(0)) // 2)
+def half_the_cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def prepare_frames(
+    media: Media, frames: Sequence[tuple[Picture, Path]], shape: Size, at_once: int
+) -> None:
+    """Makes all frames, so many side by side. Raises JobError for the first bad one."""
     with contextlib.ExitStack() as stack:
         running = deque[Making]()
         for picture, target in frames:
-            if len(running) == slots:
+            if len(running) == at_once:
                 finish_frame(media, running.popleft())
             running.append(start_frame(media, picture, target, shape, stack))
         while running:
@@ -144,8 +149,9 @@ def start_frame(
     if text := make_cube(picture.layout.profile):
         cube.write_text(text)
     part = target.with_suffix(".part")
-    command = frame_command(picture, pixels, cube if text else None, part, shape)
-    child = stack.enter_context(media.start(ffmpeg_command(command)))
+    command = frame_command(picture, pixels, cube.name if text else "", part, shape)
+    # In its folder, because a filter's argument cannot be just any path.
+    child = stack.enter_context(media.start(ffmpeg_command(command), cwd=target.parent))
     return Making(picture, target, child)
 
 
@@ -161,9 +167,7 @@ def write_pixels(picture: Picture, target: Path) -> None:
                 start += os.sendfile(file.fileno(), source.fileno(), start, part.stop - start)
 
 
-def frame_command(
-    picture: Picture, pixels: Path, cube: Path | None, target: Path, shape: Size
-) -> Any:
+def frame_command(picture: Picture, pixels: Path, cube: str, target: Path, shape: Size) -> Any:
     """Transparency is laid on white first, so that no hidden colour bleeds into an edge."""
     layout = picture.layout
     stream = read_picture(pixels, layout.demuxer)
@@ -176,7 +180,7 @@ def frame_command(
     stream = stream.filter("crop", *center_crop(picture.size, shape), exact=1)
     stream = stream.filter("scale", *shape, flags=SCALING)
     if cube:
-        stream = stream.filter("format", "gbrp").filter("lut3d", str(cube), interp="tetrahedral")
+        stream = stream.filter("format", "gbrp").filter("lut3d", cube, interp="tetrahedral")
     output = {"f": "image2", "c:v": "png", "pix_fmt": "rgb24", "frames:v": 1, "update": 1}
     return stream.output(str(target), **output, **CLEAN)
 

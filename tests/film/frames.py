@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 import socketserver
+import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -109,6 +111,14 @@ def current_path(folder: Path) -> str:
     return f"{folder / 'bin'}:{os.environ['PATH']}"
 
 
+def chunks(content: bytes) -> Iterator[bytes]:
+    place = 8
+    while place < len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        yield content[place + 4 : place + 8]
+        place += 12 + length
+
+
 def pixels_of(content: bytes) -> Array:
     """A picture's pixels as a program shows them that honours tags."""
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
@@ -123,7 +133,7 @@ def prepare(media: Media, folder: Path, content: bytes, shape: Size = SHAPE) -> 
     """The file that would be uploaded to ComfyUI for this one; nothing else is left behind."""
     source, target = folder / "source", folder / "target.png"
     source.write_bytes(content)
-    prepare_frames(media, [(check_picture(source, "frames[7]"), target)], shape)
+    prepare_frames(media, [(check_picture(source, "frames[7]"), target)], shape, at_once=1)
     assert set(folder.iterdir()) == {source, target}
     with Image.open(target) as image:
         assert (image.size, image.mode) == (tuple(shape), "RGB")
