@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import struct
 import subprocess
 import zipfile
@@ -296,13 +297,19 @@ def hosts(place: Place) -> Iterator[Case]:
     packed = zeros(200 * MIB)
     yield from table(
         "frame hosts",
-        "frame_invalid",
+        "frame_unavailable",
         {
             "204": answer(b"", "204 No Content"),
             "an empty body": answer(b""),
             "a page as a picture": answer(PAGE, "200 OK", "Content-Type: image/png"),
             "200 MB packed into 200 kB": answer(packed, "200 OK", "Content-Encoding: deflate"),
             "a picture packed": answer(gzip.compress(GOOD), "200 OK", "Content-Encoding: gzip"),
+        },
+    )
+    yield from table(
+        "frame hosts",
+        "frame_invalid",
+        {
             "a body without end": endless(OK + b"\r\n", bytes(MIB)),
             "chunks without end": endless(CHUNKED, b"100000\r\n" + bytes(MIB) + b"\r\n"),
         },
@@ -371,8 +378,6 @@ def no_pictures(place: Place) -> Iterator[Case]:
     bomb = with_size(jpeg, b"\xff\xc0", 5, struct.pack(">HH", 65_000, 65_000))
     rows = {
         "one zero byte": b"\0",
-        "a page": PAGE,
-        "text": b"a picture of a room",
         "a GIF": save(image_of(1), "GIF"),
         "an animated GIF": save(two[0], "GIF", save_all=True, append_images=two[1:]),
         "a BMP": save(image_of(1), "BMP"),
@@ -384,12 +389,6 @@ def no_pictures(place: Place) -> Iterator[Case]:
         "a PDF": b"%PDF-1.7\n" + GOOD,
         "a picture behind a space": b" " + GOOD,
         "an SVG that names an address": svg.encode(),
-        "an HLS playlist of a film here": playlist.encode(),
-        "an ffconcat script of a file here": f"ffconcat version 1.0\nfile '{file}'\n".encode(),
-        "an ffconcat script of an address": f"ffconcat version 1.0\nfile '{bait}'\n".encode(),
-        "an MPEG-DASH list": f"<MPD><BaseURL>{bait}</BaseURL></MPD>".encode(),
-        "an SDP": b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
-        "an Image Magick script": f"push graphic-context\nimage over 0,0 9,9 '{bait}'".encode(),
         "a PNG's first bytes": GOOD[:8],
         "half a PNG": GOOD[: len(GOOD) // 2],
         "a corrupt PNG": corrupt(GOOD),
@@ -398,20 +397,36 @@ def no_pictures(place: Place) -> Iterator[Case]:
         "a PNG of 0 x 0": png(0, 0),
         "half a JPEG": jpeg[: len(jpeg) // 2],
         "a JPEG but for its last byte": jpeg[:-1],
+        "a JPEG of 30 MB of FF": jpeg[:2] + b"\xff" * (30 * MIB),
+        "a JPEG with 30 MB of noise for a scan": jpeg[:-2] + random.Random(1).randbytes(30 * MIB),
+        "a JPEG of a million segments": jpeg[:2] + app1(b"") * 1_000_000 + jpeg[2:],
+        "a PNG of a million chunks": GOOD[:33] + png_chunk(b"tEXt", b"") * 1_000_000 + GOOD[33:],
+        "a WebP of a million chunks": riff(b"JUNK\0\0\0\0" * 1_000_000),
         "a page behind a JPEG's first bytes": b"\xff\xd8\xff\xe0" + PAGE,
         "half a WebP": webp[: len(webp) // 2],
-        "an animated WebP": save(two[0], "WEBP", save_all=True, append_images=two[1:]),
         "a playlist behind a WebP's first bytes": b"RIFF\0\0\0\0WEBP" + playlist.encode(),
         "a PNG bomb of 81 MP in 80 kB": png(9000, 9000),
         "a PNG that claims 2^31 x 2^31": png(2**31 - 1, 2**31 - 1, pixels=zeros(99)),
         "a PNG that claims 100000 x 1": png(100_000, 800, pixels=zeros(99)),
         "a JPEG bomb of 4225 MP": bomb,
         "a WebP that claims 16383 x 16383": webp_claiming(16383),
-        "a PNG with a profile of 1 GB in 1 MB": png(
-            64, 64, png_chunk(b"iCCP", b"x\0\0" + zeros(1024 * MIB))
-        ),
     }
     yield from table("no pictures", "frame_invalid", rows)
+    texts = {
+        "a page": PAGE,
+        "text": b"a picture of a room",
+        "an HLS playlist of a film here": playlist.encode(),
+        "an ffconcat script of a file here": f"ffconcat version 1.0\nfile '{file}'\n".encode(),
+        "an ffconcat script of an address": f"ffconcat version 1.0\nfile '{bait}'\n".encode(),
+        "an MPEG-DASH list": f"<MPD><BaseURL>{bait}</BaseURL></MPD>".encode(),
+        "an SDP": b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+        "an Image Magick script": f"push graphic-context\nimage over 0,0 9,9 '{bait}'".encode(),
+    }
+    yield from table("no pictures", "frame_unavailable", texts)
+
+
+def riff(body: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
 def webp_claiming(side: int) -> bytes:
@@ -453,6 +468,11 @@ def with_alpha(image: Image.Image) -> Image.Image:
     return image
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
 def pictures(place: Place) -> Iterator[Case]:
     """Odd, but pictures; each with what it shows."""
     image, two = image_of(3), [image_of(3), image_of(4)]
@@ -464,13 +484,16 @@ def pictures(place: Place) -> Iterator[Case]:
     broken = turned(image, 1).replace(b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0MM\0*\xff\xff\xff\xff")
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 99
     rows: dict[str, tuple[bytes, Image.Image]] = {
-        "a 16-bit PNG with alpha": (png_of_16_bits(with_alpha(image)), image),
+        "a 16-bit PNG with alpha": (png_of_16_bits(with_alpha(image)), on_white(with_alpha(image))),
         "a 16-bit grey PNG": (save(deep), grey),
         "a palette PNG": (save(image.quantize(64)), image.quantize(64)),
         "a transparent palette PNG": (save(image.quantize(64), transparency=3), image.quantize(64)),
         "a 1-bit PNG": (save(grey.convert("1")), grey.convert("1")),
-        "a grey PNG with alpha": (save(with_alpha(image).convert("LA")), grey),
-        "an RGBA PNG": (save(with_alpha(image)), image),
+        "a grey PNG with alpha": (
+            save(with_alpha(image).convert("LA")),
+            on_white(with_alpha(grey)),
+        ),
+        "an RGBA PNG": (save(with_alpha(image)), on_white(with_alpha(image))),
         "an animated PNG": (save(two[0], save_all=True, append_images=two[1:]), image),
         "a PNG with 30 MB of text unpacked": (padded(image), image),
         "a CMYK JPEG": (save(image.convert("CMYK"), "JPEG", quality=95), image),
@@ -480,10 +503,18 @@ def pictures(place: Place) -> Iterator[Case]:
         "a JPEG that is a ZIP too": (jpeg + zip_of(PAGE), image),
         "a JPEG that is a page too": (jpeg + PAGE, image),
         "a JPEG with broken EXIF": (broken, image),
+        "an animated WebP": (save(two[0], "WEBP", save_all=True, append_images=two[1:]), image),
+        "a PNG with a profile of 900 MB in 900 kB": (profiled(900), Image.new("L", (64, 64))),
+        "a PNG with a profile of 2 GB in 2 MB": (profiled(2048), Image.new("L", (64, 64))),
+        "a JPEG with 30 MB of film behind": (jpeg + b"\xff\xda\xff\xd9" * (30 * MIB // 4), image),
+        "a JPEG with 16 MB of profile": (jpeg[:2] + app2() * 250 + jpeg[2:], image),
         "a JPEG with endless EXIF": (jpeg[:2] + app1(exif) + jpeg[2:], image),
         "a PNG that is an HLS playlist too": (GOOD + b"\n#EXTM3U\n", image_of(1)),
         "a WebP": (save(image, "WEBP", quality=95), image),
-        "a WebP with alpha": (save(with_alpha(image), "WEBP", lossless=True, exact=True), image),
+        "a WebP with alpha": (
+            save(with_alpha(image), "WEBP", lossless=True, exact=True),
+            on_white(with_alpha(image)),
+        ),
         "1 x 1": (save(dot), dot),
         "5000 x 1": (save(line), line),
         "1 x 5000": (save(column), column),
@@ -493,6 +524,17 @@ def pictures(place: Place) -> Iterator[Case]:
     for orientation in range(1, 9):
         rows[f"EXIF orientation {orientation}"] = (turned(image, orientation), image)
     yield from table("pictures", "renders", rows)
+
+
+def profiled(size: int) -> bytes:
+    """A PNG whose colour profile unfolds to so many MB."""
+    return png(64, 64, png_chunk(b"iCCP", b"x\0\0" + zeros(size * MIB)))
+
+
+def app2() -> bytes:
+    """The largest part of a JPEG's colour profile."""
+    content = b"ICC_PROFILE\0\1\1".ljust(65_533, b"\0")
+    return b"\xff\xe2" + struct.pack(">H", len(content) + 2) + content
 
 
 def padded(image: Image.Image) -> bytes:

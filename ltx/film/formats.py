@@ -8,16 +8,15 @@ a decoder: no EXIF, no colour profile, no text, no second frame.
 
 from __future__ import annotations
 
-import mmap
+import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 from ltx.settings import Size
 
-Data = bytes | mmap.mmap
 # What a decoder is given, in order: places in the file, and bytes that are not in it.
 Part = range | bytes
 
@@ -29,6 +28,33 @@ MAX_EXIF = 2**16
 CUT_SHORT = "it is cut short"
 NOTHING = "there is no picture in it"
 UPRIGHT = 1
+
+
+class Data(Protocol):
+    """A file's bytes, or plain ones; `data[start:stop]` reads no more than that."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> bytes: ...
+
+
+class FileBytes:
+    """A file that is never in memory as a whole, as a mapping of it would be once it was walked."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.number = file.fileno()
+
+    def __len__(self) -> int:
+        return os.fstat(self.number).st_size
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        start, stop, _ = place.indices(len(self))
+        return os.pread(self.number, max(0, stop - start), start)
+
+
+def read(form: str, data: Data, start: int) -> tuple[Any, ...]:
+    """Numbers at a place in the data. Raises struct.error when it ends before."""
+    return struct.unpack(form, data[start : start + struct.calcsize(form)])
 
 
 class NoPicture(Exception):
@@ -109,11 +135,11 @@ class Segment(NamedTuple):
 
 def find_marker(data: Data, start: int) -> int:
     """Where the next marker begins. Raises NoPicture when there is none."""
-    for window in range(start, len(data), WINDOW):
-        if found := MARKER.search(data, window, window + WINDOW + 1):
-            return found.start()
-        if isinstance(data, mmap.mmap):  # what has been looked at need not stay in memory
-            data.madvise(mmap.MADV_DONTNEED)
+    size = 64
+    while start < len(data):
+        if found := MARKER.search(data[start : start + size + 1]):
+            return start + found.start()
+        start, size = start + size, min(2 * size, WINDOW)
     raise NoPicture(CUT_SHORT)
 
 
@@ -121,12 +147,12 @@ def walk_segments(data: Data) -> Iterator[Segment]:
     """All segments behind SOI, up to EOI; stray bytes before a marker belong to none."""
     start = find_marker(data, 2)
     for _ in range(MAX_PARTS):
-        marker = data[start + 1]
+        (marker,) = data[start + 1 : start + 2]
         if marker == SOI:  # the next picture, before the end of this one
             raise NoPicture(CUT_SHORT)
         if marker == EOI:
             return (yield Segment(EOI, range(start, start + 2)))
-        (length,) = struct.unpack_from(">H", data, start + 2)
+        (length,) = read(">H", data, start + 2)
         following = find_marker(data, start + 2 + length)
         yield Segment(marker, range(start, following if marker == SOS else start + 2 + length))
         start = following
@@ -138,7 +164,7 @@ def read_jpeg(data: Data) -> Layout:
     headers = [place.start for marker, place in segments if marker in FRAME_HEADERS]
     if not headers or SOS not in [marker for marker, _ in segments]:
         raise NoPicture(NOTHING)
-    height, width, inks = struct.unpack_from(">HHB", data, headers[0] + 5)
+    height, width, inks = read(">HHB", data, headers[0] + 5)
     adobe = find_segments(data, segments, APP14, ADOBE_HEAD)[:1]
     parts: list[Part] = [b"\xff\xd8", *adobe]
     if inks == 4 and not adobe:
@@ -190,7 +216,7 @@ def walk_chunks(data: Data) -> Iterator[tuple[bytes, range]]:
     """Type and content of all chunks up to IEND."""
     start = len(PNG_HEAD)
     for _ in range(MAX_PARTS):
-        length, kind = struct.unpack_from(">I4s", data, start)
+        length, kind = read(">I4s", data, start)
         content = range(start + 8, start + 8 + length)
         if content.stop + 4 > len(data):
             raise NoPicture(CUT_SHORT)
@@ -205,7 +231,7 @@ def is_sound(data: Data, content: range, limit: int) -> bool:
     """Whether a chunk's checksum is right. One above `limit` bytes is not read: False."""
     if len(content) > limit:
         return False
-    (checksum,) = struct.unpack_from(">I", data, content.stop)
+    (checksum,) = read(">I", data, content.stop)
     return bool(zlib.crc32(data[content.start - 4 : content.stop]) == checksum)
 
 
@@ -213,7 +239,7 @@ def read_png(data: Data) -> Layout:
     chunks = list(walk_chunks(data))
     if chunks[0][0] != b"IHDR" or b"IDAT" not in dict(chunks):
         raise NoPicture(NOTHING)
-    width, height, colours = struct.unpack_from(">IIxB", data, chunks[0][1].start)
+    width, height, colours = read(">IIxB", data, chunks[0][1].start)
 
     def find(kind: bytes, limit: int) -> bytes:
         """An additional chunk; like one that is not there when its checksum is wrong."""

@@ -7,7 +7,6 @@ neither guesses nor finds anything to copy into what it writes.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import re
 import struct
@@ -20,7 +19,7 @@ from ltx.errors import JobError, ToolFailed
 from ltx.files import keep
 from ltx.film.colour import make_cube
 from ltx.film.ffmpeg import CLEAN, PICTURE_SECONDS, Media, ffmpeg_command, read_picture
-from ltx.film.formats import CUT_SHORT, Data, Layout, NoPicture, read_jpeg, read_png
+from ltx.film.formats import CUT_SHORT, Data, FileBytes, Layout, NoPicture, read_jpeg, read_png
 from ltx.film.webp import read_webp
 from ltx.hosted.bodies import HEAD_BYTES, name_answer, name_file
 from ltx.job import MAX_FRAME_PIXELS
@@ -89,17 +88,17 @@ def read_layout(data: Data) -> Layout:
 def check_picture(path: Path, field: str) -> Picture:
     """What is known of a picture before it is decoded. Raises JobError frame_invalid."""
     try:
-        return Picture(field, path, map_layout(path))
+        return Picture(field, path, read_file(path))
     except NoPicture as error:
         raise JobError("frame_invalid", f"{field}: {error}.") from error
 
 
-def map_layout(path: Path) -> Layout:
+def read_file(path: Path) -> Layout:
     """read_layout of a file, which is never in memory as a whole."""
     if not path.is_file() or not path.stat().st_size:
         raise NoPicture("the file is missing or empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return read_layout(data)
+    with path.open("rb") as file:
+        return read_layout(FileBytes(file))
 
 
 def center_crop(size: Size, shape: Size) -> Size:
@@ -218,7 +217,7 @@ def blame(media: Media, error: ToolFailed) -> str:
 def check_watermark(media: Media, path: Path) -> Size:
     """Decodes the watermark fully. Raises JobError watermark_missing."""
     try:
-        mark = map_layout(path)
+        mark = read_file(path)
         if mark.demuxer != "png_pipe":
             raise NoPicture("it is not a PNG")
         media.run(read_picture(path, mark.demuxer).output("-", f="null"), PICTURE_SECONDS)

@@ -21,6 +21,7 @@ from ltx.film.formats import (
     Part,
     cut,
     merge,
+    read,
     read_orientation,
 )
 from ltx.settings import Size
@@ -31,7 +32,7 @@ def walk_riff(data: Data, start: int, end: int) -> Iterator[tuple[bytes, range]]
     for _ in range(MAX_PARTS):
         if start + 8 > end:
             return
-        kind, length = struct.unpack_from("<4sI", data, start)
+        kind, length = read("<4sI", data, start)
         content = range(start + 8, start + 8 + length)
         if content.stop > end:
             raise NoPicture(CUT_SHORT)
@@ -41,7 +42,7 @@ def walk_riff(data: Data, start: int, end: int) -> Iterator[tuple[bytes, range]]
 
 
 def read_webp(data: Data) -> Layout:
-    (length,) = struct.unpack_from("<I", data, 4)
+    (length,) = read("<I", data, 4)
     if (end := 8 + length) > len(data):
         raise NoPicture(CUT_SHORT)
     chunks = first_chunks(data, 12, end)
@@ -75,9 +76,9 @@ def first_chunks(data: Data, start: int, end: int) -> dict[bytes, range]:
 def read_bitstream(data: Data, kind: bytes, content: range) -> tuple[Size, bool]:
     """Size, and whether there is an alpha channel, as the compressed pixels' own header says."""
     if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<xI", data, content.start)
+        (bits,) = read("<xI", data, content.start)
         return Size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), bool(bits >> 28 & 1)
-    width, height = struct.unpack_from("<6xHH", data, content.start)
+    width, height = read("<6xHH", data, content.start)
     return Size(width & 0x3FFF, height & 0x3FFF), False
 
 
