@@ -42,6 +42,9 @@ def contact_sheet(clip: Path, target: Path) -> Any:
     return video.filter("tile", "4x3").output(str(target), f="mjpeg", vframes=1)
 
 
+# What every raw clip is, although not every one says so. A current ffmpeg believes its frames and no
+# option of the output; older ones need the option.
+BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709"}
 H264 = {
     "c:v": "libx264",
     "preset": "medium",
@@ -49,16 +52,15 @@ H264 = {
     "pix_fmt": "yuv420p",
     "r": FPS,
     "video_track_timescale": FPS * 1000,
-    "color_primaries": "bt709",
-    "color_trc": "bt709",
-    "colorspace": "bt709",
     "color_range": "tv",
+    **BT709,
 }
 
 
 def trim_command(raw: Path, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
     """The one lossy encode: 120 frames, cropped to the film's size, with the watermark."""
-    video = read_clip(raw).filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
+    video = read_clip(raw).filter("setparams", range="tv", **BT709)
+    video = video.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
     video = video.filter("crop", *film, exact=1)
     if mark:
         overlay = read_picture(mark, "png_pipe").filter("format", "rgba")

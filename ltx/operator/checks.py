@@ -285,8 +285,8 @@ def look_at_service(patient: Patient) -> Iterator[Told]:
 FILTERS = (
     *("alphaextract", "blend", "boxblur", "concat", "crop", "extractplanes", "format"),
     *("framestep", "freezedetect", "hflip", "lut", "lut3d", "lutrgb", "metadata", "normalize"),
-    *("overlay", "pad", "scale", "setpts", "setsar", "settb", "signalstats", "split", "ssim"),
-    *("tile", "transpose", "trim", "vflip"),
+    *("overlay", "pad", "scale", "setparams", "setpts", "setsar", "settb", "signalstats"),
+    *("split", "ssim", "tile", "transpose", "trim", "vflip"),
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
 MAX_SKEW_S = 5.0
