@@ -42,8 +42,8 @@ def contact_sheet(clip: Path, target: Path) -> Any:
     return video.filter("tile", "4x3").output(str(target), f="mjpeg", vframes=1)
 
 
-# What every raw clip is, although not every one says so. A current ffmpeg believes its frames and no
-# option of the output; older ones need the option.
+# What every raw clip is, although not every one says so. A current ffmpeg goes by its frames and by
+# no option of the output; older ones need the option.
 BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709"}
 H264 = {
     "c:v": "libx264",
