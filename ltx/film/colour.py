@@ -1,7 +1,7 @@
 """Embedded colour profiles: from Display P3, Adobe RGB and the like to sRGB, by a cube for ffmpeg.
 
 Few builds of ffmpeg have `iccdetect` (Debian 12's has not) and `zscale` knows no Adobe RGB, but all
-have `lut3d`. What it interpolates is off by less than 0.5 of 255 on average from a colour-managed
+have `lut3d`. What it interpolates is off by 0.5 to 0.6 of 255 on average from a colour-managed
 conversion. Profiles made of tables (printers, scanners) are left alone, like none.
 """
 

@@ -40,6 +40,8 @@ UPRIGHT: dict[int, tuple[tuple[str, str], ...]] = {
 }
 # swscale's own chroma is coarse: it is off by 1.1 of 255 on average where this is off by 0.6.
 SCALING = "lanczos+accurate_rnd+full_chroma_int"
+# How ffmpeg begins a line that a part of it says, such as a decoder.
+SPEAKER = re.compile(r"^(\[[^\]]* @ 0x[0-9a-f]+\] *)+", re.MULTILINE)
 
 
 class Picture(NamedTuple):
@@ -195,7 +197,8 @@ def finish_frame(media: Media, making: Making) -> None:
     try:
         media.finish(making.child, PICTURE_SECONDS)
         # It fills in what is missing and goes on, but not without a word.
-        if told := making.child.tail():
+        told = making.child.tail()
+        if SPEAKER.search(told):
             raise ToolFailed(told)
     except ToolFailed as error:
         raise JobError(
@@ -207,7 +210,7 @@ def finish_frame(media: Media, making: Making) -> None:
 def blame(media: Media, error: ToolFailed) -> str:
     """Why a picture that is whole by its format was not read, for people."""
     version = ask(media.settings, "ffmpeg", "-version").partition(" Copyright")[0]
-    words = one_line(re.sub(r"\[[^\]]* @ 0x[0-9a-f]+\] *", "", str(error)))
+    words = one_line(SPEAKER.sub("", str(error)).partition("\n")[0])
     return (
         f"it is damaged, or made in a way that {version or 'ffmpeg'} cannot read and a newer one"
         f" may; save it anew as a JPEG or a PNG ({words})"

@@ -132,6 +132,12 @@ def test_a_killed_ffmpeg_is_the_machines_fault(tmp_path: Path) -> None:
         prepare_all(media_with(tmp_path, "kill -9 $$"), tmp_path, [save(image_of(1))], at_once=1)
 
 
+def test_what_the_machine_says_is_no_fault_of_a_picture(tmp_path: Path) -> None:
+    script = f'echo "libx.so.1: no version information" >&2; exec {shutil.which("ffmpeg")} "$@"'
+    prepare_all(media_with(tmp_path, script), tmp_path, [save(image_of(1))], at_once=1)
+    assert (tmp_path / "0.png").exists()
+
+
 def test_a_silent_failure_has_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="ffmpeg ended without a word") as told:
         prepare_all(media_with(tmp_path, "exit 1"), tmp_path, [save(image_of(1))], at_once=1)
