@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tests import profiles
+from tests.film import profiles
 from tests.film.picture_files import (
     OTHER,
     SHOWN,

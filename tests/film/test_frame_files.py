@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -18,10 +19,19 @@ from PIL import Image
 from ltx.errors import JobError
 from ltx.film.ffmpeg import Media
 from ltx.film.formats import NoPicture
-from ltx.film.pictures import read_layout
+from ltx.film.pictures import read_file, read_layout
 from tests.conftest import Box
 from tests.film.frames import GOOD, MIB, fail, gets, good_frame, prepare
-from tests.film.picture_files import OTHER, jpeg, movie, veil, with_alpha
+from tests.film.picture_files import (
+    OTHER,
+    jpeg,
+    movie,
+    segment,
+    veil,
+    with_alpha,
+    with_chunks,
+    with_segments,
+)  # fmt: skip
 from tests.pictures import image_of, png_chunk, save
 
 PAGE = b"<!doctype html><html><title>Sign in</title><img src=good.png></html>"
@@ -210,6 +220,24 @@ def test_a_picture_that_lacks_lines_inside_is_refused(
     assert re.match(r"frames\[7\]: it is (damaged|cut short)", told.value.detail)
     assert "@ 0x" not in told.value.detail
     assert not (tmp_path / "target.png").exists()
+
+
+@pytest.mark.parametrize("what", ["PNG", "JPEG", "FF"])
+def test_what_is_made_to_fill_the_memory_does_not(tmp_path: Path, what: str) -> None:
+    part = segment(0xE2, b"ICC_PROFILE\0\1\1".ljust(65_533, b"\0"))
+    content = {
+        "PNG": with_chunks(GOOD, png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(100 * MIB)))),
+        "JPEG": with_segments(jpeg(), *([part] * 250)),
+        "FF": jpeg()[:-2] + b"\xff" * 16 * MIB + b"\xff\xd9",
+    }[what]
+    (tmp_path / "picture").write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert read_file(tmp_path / "picture").profile == b""
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MIB
 
 
 def test_a_bomb_is_refused_before_its_pixels_are_unpacked(box: Box) -> None:
