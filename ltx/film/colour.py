@@ -87,7 +87,7 @@ def encode(value: float) -> float:
 def read_space(profile: bytes) -> tuple[Sequence[Curve], Sequence[Triple]]:
     """Per channel its tone curve, and what it adds to linear sRGB.
 
-    Raises KeyError, ValueError or struct.error for a profile that is broken or made otherwise.
+    Raises KeyError, IndexError, ValueError or struct.error for a broken profile or another kind.
     """
     tags, kind = read_tags(profile), profile[16:24]
     if kind.startswith(b"GRAY"):
@@ -134,6 +134,6 @@ def make_cube(profile: bytes) -> str:
         lines = [
             f"{red:.5f} {green:.5f} {blue:.5f}" for red, green, blue in convert(space, CUBE_SIDE)
         ]
-    except (ArithmeticError, KeyError, IndexError, TypeError, ValueError, struct.error):
+    except (ArithmeticError, KeyError, IndexError, ValueError, struct.error):
         return ""  # a broken profile is like none
     return f"LUT_3D_SIZE {CUBE_SIDE}\n" + "\n".join(lines) + "\n"

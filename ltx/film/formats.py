@@ -27,7 +27,7 @@ MAX_PROFILE = 2**20
 MAX_EXIF = 2**16
 CUT_SHORT = "it is cut short"
 NOTHING = "there is no picture in it"
-UPRIGHT = 1
+NORMAL = 1
 
 
 class Data(Protocol):
@@ -99,7 +99,7 @@ def merge(*parts: Part) -> tuple[Part, ...]:
 
 
 def read_orientation(block: bytes) -> int:
-    """EXIF orientation 1 to 8 of a TIFF block; 1 (upright) when it says nothing usable."""
+    """EXIF orientation 1 to 8 of a TIFF block; 1 (normal) when it says nothing usable."""
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4], "")
     try:
@@ -110,8 +110,8 @@ def read_orientation(block: bytes) -> int:
             if tag == 0x0112 and 1 <= value <= 8:
                 return int(value)
     except struct.error:
-        return UPRIGHT
-    return UPRIGHT
+        return NORMAL
+    return NORMAL
 
 
 # JPEG
@@ -175,7 +175,7 @@ def read_jpeg(data: Data) -> Layout:
         demuxer="jpeg_pipe",
         size=Size(width, height),
         canvas=Canvas(width, height, 0, 0),
-        orientation=read_orientation(cut(data, exif[0])[4:]) if exif else UPRIGHT,
+        orientation=read_orientation(cut(data, exif[0])[4:]) if exif else NORMAL,
         profile=join_profile(data, find_segments(data, segments, APP2, ICC_HEAD)),
         alpha=False,
         parts=merge(*parts),

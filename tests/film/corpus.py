@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from PIL import Image
 
 from tests.film import profiles
 from tests.film.picture_files import (
+    COLOURFUL,
     OTHER,
     SHOWN,
     SIZE,
     WHITE,
     bad_chunk,
     cmyk,
+    decoded,
     exif,
     jpeg,
     managed,
@@ -203,6 +206,14 @@ def modes() -> Rows:
     yield "JPEG, YCCK", ycck(SHOWN), SHOWN
     yield "WebP, lossy", webp(lossless=False, quality=95), SHOWN
     yield "WebP, lossless", webp(), SHOWN
+    small = jpeg(COLOURFUL, subsampling=2), webp(COLOURFUL, lossless=False, quality=95)
+    yield "JPEG, 4:2:0, small colours", small[0], decoded(small[0])
+    yield "WebP, lossy, small colours", small[1], decoded(small[1])
+    veiled = webp(with_alpha(COLOURFUL, veil()), lossless=False, quality=95)
+    yield "WebP, lossy, small colours, alpha", veiled, on_white(Image.open(io.BytesIO(veiled)))
+    managed_one = managed(decoded(small[0]), profiles.P3_V4)
+    small_p3 = jpeg(COLOURFUL, subsampling=2, icc_profile=profiles.P3_V4)
+    yield "JPEG, 4:2:0, small colours, Display P3", small_p3, managed_one
     dot, line = Image.new("RGB", (1, 1), (200, 90, 30)), image_of("line", (4000, 8))
     yield "1 x 1", save(dot), dot
     yield "4000 x 8", save(line), line

@@ -26,6 +26,10 @@ TURNED = {
 }
 SHOWN = image_of("corpus", SIZE)
 OTHER = image_of("another", SIZE)
+# Small, strong colours, which a decoder's or a scaler's coarse chroma would wash out.
+COLOURFUL = Image.fromarray(
+    np.random.default_rng(4).integers(0, 256, (20, 32, 3)).astype(np.uint8)
+).resize(SIZE, Image.Resampling.BICUBIC)
 
 
 def jpeg(image: Image.Image = SHOWN, **options: Any) -> bytes:
@@ -166,3 +170,8 @@ def pasted(kind: str, **options: Any) -> bytes:
     first = Image.new("RGBA", SIZE, (0, 0, 0, 0))
     first.paste(SHOWN.crop((40, 20, 240, 160)), (40, 20))
     return save(first, kind, save_all=True, append_images=[with_alpha(OTHER, veil())], **options)
+
+
+def decoded(content: bytes) -> Image.Image:
+    """What another decoder makes of a lossy picture."""
+    return Image.open(io.BytesIO(content)).convert("RGB")
