@@ -21,7 +21,8 @@ from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.film.clip_gate import measure_clip
 from ltx.film.clips import Placement, contact_sheet, encode_clip
 from ltx.film.ffmpeg import ffmpeg_command, read_clip
-from ltx.film.pictures import UPRIGHT
+from ltx.film.formats import Canvas, Layout
+from ltx.film.pictures import UPRIGHT, Picture, frame_command
 from ltx.operator.checks import (
     CHECKS,
     FILTERS,
@@ -80,7 +81,10 @@ def only(found: list[Finding]) -> tuple[str, str, str]:
 
 def test_the_filters_asked_for_are_those_that_the_commands_use() -> None:
     one, two, three = (Path(name) for name in ("/a", "/b", "/c"))
+    size, turned = Size(9, 9), 6
+    layout = Layout("webp_pipe", size, Canvas(12, 12, 1, 1), turned, b"", alpha=True, parts=())
     streams = [
+        frame_command(Picture("", one, layout), one, "a.cube", three, Size(128, 96)),
         encode_clip(read_clip(one), two, Size(128, 72), three, Placement(0, 0, 9, 9)),
         measure_clip(read_clip(one), two, three, Size(128, 96)),
         contact_sheet(one, two),

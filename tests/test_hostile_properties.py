@@ -21,7 +21,6 @@ from ltx.comfyui.answers import find_video, read_history, read_rejection
 from ltx.comfyui.client import Comfy, ComfyLost
 from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import FAULTS, JobError
-from ltx.film.pictures import exif_orientation, sniff_demuxer
 from ltx.hosted.blob import read_blob_error
 from ltx.hosted.frames import Refused, connect_allowed, is_at_home, is_public, shares_home
 from ltx.hosted.http import Reply
@@ -304,13 +303,6 @@ DATES = st.from_regex(r"\A(Mon, )?[0-9]{1,4} (Jan|Foo) [0-9]{1,9} [0-9:]{1,9} ?[
 def test_any_time_is_a_number_or_none(moment: Any, pause: str) -> None:
     assert isinstance(parse_utc(moment), float | None)
     assert isinstance(parse_retry_after(pause, 0.0), float | None)
-
-
-@FRUGAL
-@given(st.binary(max_size=200).map(lambda tail: b"II*\0" + tail), st.binary(max_size=12))
-def test_any_bytes_have_an_orientation_and_at_most_one_demuxer(tail: bytes, head: bytes) -> None:
-    assert 1 <= exif_orientation(b"\xff\xd8Exif\0\0" + tail) <= 8
-    assert sniff_demuxer(head) in ("", "png_pipe", "jpeg_pipe", "webp_pipe")
 
 
 @FRUGAL

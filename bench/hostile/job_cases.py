@@ -157,12 +157,15 @@ def hosts(_place: Place) -> Iterator[Case]:
     }
     yield from table("frame hosts", "frame_unavailable", refused)
     packed = zeros(200 * MIB)
-    useless = {
+    nothing = {
         "204": answer(b"", "204 No Content"),
         "an empty body": answer(b""),
         "a page as a picture": answer(PAGE, "200 OK", "Content-Type: image/png"),
         "200 MB packed into 200 kB": answer(packed, "200 OK", "Content-Encoding: deflate"),
         "a picture packed": answer(gzip.compress(GOOD), "200 OK", "Content-Encoding: gzip"),
+    }
+    yield from table("frame hosts", "frame_unavailable", nothing)
+    useless = {
         "a body without end": endless(OK + b"\r\n", bytes(MIB)),
         "chunks without end": endless(CHUNKED, b"100000\r\n" + bytes(MIB) + b"\r\n"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import subprocess
 import zipfile
@@ -53,8 +54,6 @@ def no_pictures(place: Place) -> Iterator[Case]:
     svg = f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{bait}"/></svg>'
     rows = {
         "one zero byte": b"\0",
-        "a page": PAGE,
-        "text": b"a picture of a room",
         "a GIF": save(one, "GIF"),
         "an animated GIF": save(one, "GIF", save_all=True, append_images=[two]),
         "a BMP": save(one, "BMP"),
@@ -66,12 +65,6 @@ def no_pictures(place: Place) -> Iterator[Case]:
         "a PDF": b"%PDF-1.7\n" + GOOD,
         "a picture behind a space": b" " + GOOD,
         "an SVG that names an address": svg.encode(),
-        "an HLS playlist of a film here": playlist.encode(),
-        "an ffconcat script of a file here": f"ffconcat version 1.0\nfile '{file}'\n".encode(),
-        "an ffconcat script of an address": f"ffconcat version 1.0\nfile '{bait}'\n".encode(),
-        "an MPEG-DASH list": f"<MPD><BaseURL>{bait}</BaseURL></MPD>".encode(),
-        "an SDP": b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
-        "an Image Magick script": f"push graphic-context\nimage over 0,0 9,9 '{bait}'".encode(),
         "a PNG's first bytes": GOOD[:8],
         "half a PNG": GOOD[: len(GOOD) // 2],
         "a corrupt PNG": corrupt(GOOD),
@@ -80,20 +73,32 @@ def no_pictures(place: Place) -> Iterator[Case]:
         "a PNG of 0 x 0": png(0, 0),
         "half a JPEG": jpeg[: len(jpeg) // 2],
         "a JPEG but for its last byte": jpeg[:-1],
+        "a JPEG of 30 MB of FF": jpeg[:2] + b"\xff" * (30 * MIB),
+        "a JPEG with 30 MB of noise for a scan": jpeg[:-2] + random.Random(1).randbytes(30 * MIB),
+        "a JPEG of a million segments": jpeg[:2] + app1(b"") * 1_000_000 + jpeg[2:],
+        "a PNG of a million chunks": GOOD[:33] + png_chunk(b"tEXt", b"") * 1_000_000 + GOOD[33:],
+        "a WebP of a million chunks": riff(b"JUNK\0\0\0\0" * 1_000_000),
         "a page behind a JPEG's first bytes": b"\xff\xd8\xff\xe0" + PAGE,
         "half a WebP": webp[: len(webp) // 2],
-        "an animated WebP": save(one, "WEBP", save_all=True, append_images=[two]),
         "a playlist behind a WebP's first bytes": b"RIFF\0\0\0\0WEBP" + playlist.encode(),
         "a PNG bomb of 81 MP in 80 kB": png(9000, 9000),
         "a PNG that claims 2^31 x 2^31": png(2**31 - 1, 2**31 - 1, pixels=zeros(99)),
         "a PNG that claims 100000 x 1": png(100_000, 800, pixels=zeros(99)),
         "a JPEG bomb of 4225 MP": jpeg_claiming(jpeg, 65_000),
         "a WebP that claims 16383 x 16383": webp_claiming(16_383),
-        "a PNG with a profile of 1 GB in 1 MB": png(
-            64, 64, png_chunk(b"iCCP", b"x\0\0" + zeros(1024 * MIB))
-        ),
     }
     yield from table("no pictures", "frame_invalid", rows)
+    texts = {
+        "a page": PAGE,
+        "text": b"a picture of a room",
+        "an HLS playlist of a film here": playlist.encode(),
+        "an ffconcat script of a file here": f"ffconcat version 1.0\nfile '{file}'\n".encode(),
+        "an ffconcat script of an address": f"ffconcat version 1.0\nfile '{bait}'\n".encode(),
+        "an MPEG-DASH list": f"<MPD><BaseURL>{bait}</BaseURL></MPD>".encode(),
+        "an SDP": b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+        "an Image Magick script": f"push graphic-context\nimage over 0,0 9,9 '{bait}'".encode(),
+    }
+    yield from table("no pictures", "frame_unavailable", texts)
 
 
 def pictures(_place: Place) -> Iterator[Case]:
@@ -107,8 +112,6 @@ def pictures(_place: Place) -> Iterator[Case]:
     text = png_chunk(b"zTXt", b"x\0\0" + zeros(30 * MIB))
     plain = save(image)
     same = {
-        "a 16-bit PNG with alpha": png_of_16_bits(sheer),
-        "an RGBA PNG": save(sheer),
         "an animated PNG": save(image, save_all=True, append_images=[other]),
         "a PNG with 30 MB of text unpacked": plain[:33] + text + plain[33:],
         "a CMYK JPEG": save(image.convert("CMYK"), "JPEG", quality=95),
@@ -117,16 +120,23 @@ def pictures(_place: Place) -> Iterator[Case]:
         "a JPEG that is a ZIP too": jpeg + zip_of(PAGE),
         "a JPEG that is a page too": jpeg + PAGE,
         "a JPEG with broken EXIF": broken,
+        "an animated WebP": save(image, "WEBP", save_all=True, append_images=[other]),
+        "a JPEG with 30 MB of film behind": jpeg + b"\xff\xda\xff\xd9" * (30 * MIB // 4),
+        "a JPEG with 16 MB of profile": jpeg[:2] + app2() * 250 + jpeg[2:],
         "a JPEG with endless EXIF": jpeg[:2] + exif + jpeg[2:],
         "a WebP": save(image, "WEBP", quality=95),
-        "a WebP with alpha": save(sheer, "WEBP", lossless=True, exact=True),
     }
     rows = {
         "a 16-bit grey PNG": (save(deep), grey),
         "a palette PNG": (save(few), few),
         "a transparent palette PNG": (save(few, transparency=3), few),
         "a 1-bit PNG": (save(grey.convert("1")), grey.convert("1")),
-        "a grey PNG with alpha": (save(sheer.convert("LA")), grey),
+        "a 16-bit PNG with alpha": (png_of_16_bits(sheer), on_white(sheer)),
+        "an RGBA PNG": (save(sheer), on_white(sheer)),
+        "a WebP with alpha": (save(sheer, "WEBP", lossless=True, exact=True), on_white(sheer)),
+        "a grey PNG with alpha": (save(sheer.convert("LA")), on_white(with_alpha(grey))),
+        "a PNG with a profile of 900 MB in 900 kB": (profiled(900), Image.new("L", (64, 64))),
+        "a PNG with a profile of 2 GB in 2 MB": (profiled(2048), Image.new("L", (64, 64))),
         "a grey JPEG": (save(grey, "JPEG", quality=95), grey),
         "a PNG that is an HLS playlist too": (GOOD + b"\n#EXTM3U\n", image_of(1)),
         **{name: (content, image) for name, content in same.items()},
@@ -181,6 +191,26 @@ def with_alpha(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     image.putalpha(60)
     return image
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+
+
+def profiled(size: int) -> bytes:
+    """A PNG whose colour profile unfolds to so many MB."""
+    return png(64, 64, png_chunk(b"iCCP", b"x\0\0" + zeros(size * MIB)))
+
+
+def riff(body: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def app2() -> bytes:
+    """The largest part of a JPEG's colour profile."""
+    content = b"ICC_PROFILE\0\1\1".ljust(65_533, b"\0")
+    return b"\xff\xe2" + struct.pack(">H", len(content) + 2) + content
 
 
 def png_of_16_bits(image: Image.Image) -> bytes:

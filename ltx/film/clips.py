@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ffmpeg
 
-from ltx.film.ffmpeg import read_clip, read_picture
+from ltx.film.ffmpeg import CLEAN, read_clip, read_picture
 from ltx.job import FPS, KEPT_FRAMES
 from ltx.settings import Size
 
@@ -45,6 +45,9 @@ def contact_sheet(clip: Path, target: Path) -> Any:
     return video.filter("tile", "4x3").output(str(target), f="mjpeg", vframes=1)
 
 
+# What every raw clip is, although not every one says so. A current ffmpeg goes by its frames and by
+# no option of the output; older ones need the option.
+BT709 = {"color_primaries": "bt709", "color_trc": "bt709", "colorspace": "bt709"}
 H264 = {
     "c:v": "libx264",
     "preset": OUTPUT_PRESET,
@@ -52,13 +55,9 @@ H264 = {
     "pix_fmt": "yuv420p",
     "r": FPS,
     "video_track_timescale": FPS * 1000,
-    "color_primaries": "bt709",
-    "color_trc": "bt709",
-    "colorspace": "bt709",
     "color_range": "tv",
+    **BT709,
 }
-# No sound, no titles, no prompts in what customers get.
-CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
 
 
 def encode_clip(clip: Any, target: Path, film: Size, mark: Path | None, place: Placement) -> Any:
@@ -66,7 +65,8 @@ def encode_clip(clip: Any, target: Path, film: Size, mark: Path | None, place: P
 
     clip: its frames, as ffmpeg.read_clip gives them.
     """
-    video = clip.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
+    video = clip.filter("setparams", range="tv", **BT709)
+    video = video.filter("trim", end_frame=KEPT_FRAMES).filter("setpts", "PTS-STARTPTS")
     video = video.filter("crop", *film, exact=1)
     if mark:
         overlay = read_picture(mark, "png_pipe").filter("format", "rgba")

@@ -12,7 +12,7 @@ from typing import Any
 import ffmpeg
 
 from ltx.cancellation import Cancellation
-from ltx.errors import DiskFull, ToolFailed, tells_full_disk
+from ltx.errors import DiskFull, JobError, ToolFailed, tells_full_disk
 from ltx.job import FPS, MAX_FRAME_PIXELS
 from ltx.process import Child
 from ltx.settings import Settings, Size
@@ -30,17 +30,19 @@ class Media:
     def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
         self.settings, self.cancellation = settings, cancellation
 
-    def start(self, command: Sequence[str]) -> Child:
+    def start(self, command: Sequence[str], cwd: Path | None = None) -> Child:
         # In memory, because nothing is written outside of the state folder.
         output = open(os.memfd_create("output"), "w+b")  # noqa: SIM115 (the child's)
-        return Child(command, self.settings, output, niceness=10)
+        return Child(command, self.settings, output, cwd, niceness=10)
 
     def finish(self, child: Child, seconds: float = math.inf) -> None:
-        """Raises ToolFailed with the last lines when the program did not succeed in time."""
+        """Raises ToolFailed with its last lines when the program did not succeed in time."""
         if code := child.finish(self.cancellation, seconds):
             if tells_full_disk(child.tail()):
                 raise DiskFull
-            raise ToolFailed(child.tail() or f"exit code {code}")
+            if code < 0:  # not its own end, so it says nothing about what it was reading
+                raise JobError("media_failed", f"ffmpeg: {child.last_words()}.")
+            raise ToolFailed(child.tail() or "ffmpeg ended without a word")
 
     def run(self, stream: Any, seconds: float = math.inf) -> None:
         with self.start(ffmpeg_command(stream)) as child:
@@ -70,6 +72,10 @@ class Media:
             raise ToolFailed(f"frames, width, height, rate are {found}, expected {wanted}")
 
 
+# No sound, no titles, no prompts, no camera's notes in what is made.
+CLEAN = {"an": None, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact"}
+
+
 def ffmpeg_command(stream: Any) -> list[str]:
     quiet = ("-nostdin", "-hide_banner", "-v", "error", "-xerror")
     command: list[str] = stream.global_args(*quiet).overwrite_output().compile()
@@ -79,8 +85,7 @@ def ffmpeg_command(stream: Any) -> list[str]:
 def read_picture(path: Path, demuxer: str) -> Any:
     """A picture as it lies in the file; turning it upright is our business, not the decoder's."""
     caps = {"max_pixels": MAX_FRAME_PIXELS, "max_alloc": MAX_ALLOC}
-    strict = {"protocol_whitelist": "file", "err_detect": "explode", **caps}
-    # One thread stops at the picture's end; more would trip over what some tools append to it.
+    strict = {"protocol_whitelist": "file", "err_detect": "crccheck+explode", **caps}
     return ffmpeg.input(str(path), f=demuxer, noautorotate=None, threads=1, **strict)
 
 

@@ -20,7 +20,7 @@ from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clips import join_command
 from ltx.film.ffmpeg import Media
 from ltx.film.finishing import Finishing, PendingClip
-from ltx.film.pictures import check_picture, check_watermark, prepare_frame
+from ltx.film.pictures import check_picture, check_watermark, half_the_cores, prepare_frames
 from ltx.job import KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.progress import Progress
 from ltx.settings import Settings, Size
@@ -77,6 +77,11 @@ class RenderContext:
 
 
 Fetch = Callable[[str, Path, str], None]
+
+
+def frame_field(number: int) -> str:
+    """Where a job names a frame."""
+    return f"stageData.frames[{number}]"
 
 
 def explain(error: Exception, clip: int, tail: str) -> JobError:
@@ -137,24 +142,20 @@ class Film:
             for number, url in enumerate(self.plan.frames):
                 source = self.job.source(number)
                 if not source.exists():
-                    fetch(url, source.with_suffix(".part"), f"stageData.frames[{number}]")
+                    fetch(url, source.with_suffix(".part"), frame_field(number))
                     replace_durably(source.with_suffix(".part"), source)
 
     def _cut_frames(self) -> None:
         """Checks every picture and cuts it to what will be rendered: portrait if the first is."""
         self.progress.update("checking")
         with self.progress.timed("check", job=self.job.id):
-            for number in range(len(self.plan.frames)):
-                source, frame = self.job.source(number), self.job.frame(number)
-                try:
-                    picture = check_picture(self.media, source)
-                    if number == 0 and picture.size.height > picture.size.width:
-                        self.size = Size(*self.size[::-1])
-                    if not frame.exists():
-                        prepare_frame(self.media, picture, frame, render_size(self.size))
-                except ToolFailed as error:
-                    message = f"stageData.frames[{number}]: {one_line(error)}."
-                    raise JobError("frame_invalid", message) from error
+            numbers = range(len(self.plan.frames))
+            pictures = [check_picture(self.job.source(n), frame_field(n)) for n in numbers]
+            if pictures[0].size.height > pictures[0].size.width:
+                self.size = Size(*self.size[::-1])
+            frames = [(one, self.job.frame(n)) for n, one in enumerate(pictures)]
+            missing = [(picture, frame) for picture, frame in frames if not frame.exists()]
+            prepare_frames(self.media, missing, render_size(self.size), half_the_cores())
 
     def _make_clips(self) -> None:
         """Renders each missing clip; each is measured and encoded beside the next rendering."""

@@ -13,6 +13,7 @@ from urllib.parse import urljoin
 
 from ltx.cancellation import Cancellation
 from ltx.errors import JobError, Unavailable
+from ltx.hosted.bodies import HEAD_BYTES, name_answer
 from ltx.hosted.http import Http, Reply, TooLarge
 from ltx.hosted.retry import Retry
 from ltx.job import MAX_FRAME_BYTES
@@ -131,6 +132,10 @@ class FrameHost:
             raise Unavailable(f"it answers {reply.status}", reply.retry_after())
         if not reply.ok:
             raise Refused(f"it answers {reply.status}")
+        with path.open("rb") as file:
+            came = name_answer(file.read(HEAD_BYTES), reply.headers.get("content-encoding", ""))
+        if came:
+            raise Unavailable(f"the host sends {came} and no picture", reply.retry_after())
 
     def _get(self, url: str, path: Path) -> Reply:
         options: dict[str, Any] = {"limit": MAX_FRAME_BYTES, "seconds": FRAME_SECONDS}

@@ -288,9 +288,9 @@ def check_service(context: DoctorContext) -> Iterator[Answer]:
 # What the worker and its clip gate ask of ffmpeg.
 FILTERS = (
     *("alphaextract", "blend", "boxblur", "concat", "crop", "extractplanes", "format"),
-    *("framestep", "freezedetect", "hflip", "lut", "metadata", "normalize", "overlay", "scale"),
-    *("setpts", "setsar", "settb", "signalstats", "split", "ssim", "tile", "transpose", "trim"),
-    "vflip",
+    *("framestep", "freezedetect", "hflip", "lut", "lut3d", "lutrgb", "metadata", "normalize"),
+    *("overlay", "pad", "scale", "setparams", "setpts", "setsar", "settb", "signalstats"),
+    *("split", "ssim", "tile", "transpose", "trim", "vflip"),
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
 MAX_SKEW_S = 5.0

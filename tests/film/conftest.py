@@ -1,0 +1,40 @@
+"""A worker that serves jobs of odd frames, and the ffmpegs that make frames of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from ltx.cancellation import Cancellation
+from ltx.film.ffmpeg import Media
+from ltx.settings import Settings
+from tests.conftest import Box, a_stage
+from tests.film.frames import FloodServer, current_path, port_of
+
+
+@pytest.fixture(scope="module")
+def flood() -> Iterator[FloodServer]:
+    with FloodServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, flood: FloodServer) -> Iterator[Box]:
+    """A worker that goes on from job to job, on a machine whose netrc knows every host."""
+    folder = tmp_path_factory.mktemp("frames")
+    netrc = folder / ".netrc"
+    netrc.write_text("default login someone password netrc-password\n")
+    netrc.chmod(0o600)
+    with a_stage(folder) as box:
+        hosts = f"127.0.0.1:{port_of(box)}, 127.0.0.1:{flood.port}"
+        box.start("run", HOME=str(folder), FRAME_HOSTS=hosts)
+        yield box
+
+
+@pytest.fixture(scope="module", params=["Debian's ffmpeg", "a current ffmpeg"])
+def media(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Media:
+    folder = tmp_path_factory.mktemp("media")
+    path = current_path(folder) if "current" in request.param else os.environ["PATH"]
+    return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())
