@@ -48,7 +48,7 @@ from ltx.errors import (
     UsageError,
     is_disk_full,
 )
-from ltx.files import state_folder, with_worker_id, write_json
+from ltx.files import write_json
 from ltx.film.film import Film, RenderContext
 from ltx.hosted.frames import FrameHost
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
@@ -63,6 +63,7 @@ from ltx.operator.status import status_command
 from ltx.process import read_gpu, sweep_leftovers
 from ltx.progress import Progress, StageDurations
 from ltx.settings import VERSION, Settings, read_environ
+from ltx.state import state_folder, with_worker_id
 from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
 # After three jobs in a row that failed for reasons of this box, the worker takes no more until a
@@ -224,17 +225,9 @@ class Worker:
         log_event("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
         self.heartbeat.start()
-        self._tidy()
         # What the last run left, the oldest first.
         orders = sorted(self.spool.glob("*/job.json"), key=lambda path: path.stat().st_mtime)
         self.outbox.parked = {order.parent.name: (0, 0.0) for order in orders}
-
-    def _tidy(self) -> None:
-        """Removes what a killed worker left half made: no job is claimed before its order is."""
-        state = self.settings.state_dir
-        for folder in [*state.glob("jobs/*"), *state.glob("comfyui"), *state.glob("render-*")]:
-            if not (folder / "job.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
 
     def stop(self) -> None:
         self.systemd.send("STOPPING=1")

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ltx.errors import ConfigError
-from ltx.settings import Settings
 from ltx.text import as_dict
 
 
@@ -56,34 +48,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return as_dict(json.loads(path.read_text()))
     except (OSError, ValueError):
         return {}
-
-
-@contextlib.contextmanager
-def state_folder(settings: Settings) -> Iterator[None]:
-    """The state folder, private and for one worker alone."""
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    settings.state_dir.chmod(0o700)
-    with (settings.state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = (
-                f"STATE_DIR={settings.state_dir}: another worker uses it; stop that one first."
-            )
-            raise ConfigError(message) from error
-        yield
-
-
-def with_worker_id(settings: Settings) -> Settings:
-    """WORKER_ID, or one made at the first start and kept."""
-    if settings.worker_id:
-        return settings
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = settings.state_dir / "worker-id"
-    if not path.exists():
-        path.with_suffix(".part").write_text(f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}")
-        replace_durably(path.with_suffix(".part"), path)
-    return dataclasses.replace(settings, worker_id=path.read_text())
 
 
 def hand_out(made: Path, target: Path) -> None:

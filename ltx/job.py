@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from ltx.errors import JobError
 from ltx.files import read_json, write_json_durably
 from ltx.settings import Size, is_plain_url
+from ltx.state import has_mark, make_own, remove_own
 from ltx.text import is_text, one_line
 
 FPS = 24
@@ -113,8 +113,9 @@ class Job:
         self.output, self.outcome = folder / "output.mp4", folder / "outcome.json"
 
     def create(self, stage_data: object) -> None:
+        make_own(self.folder)
         for name in ("frames", "clips"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            (self.folder / name).mkdir(exist_ok=True)
         write_json_durably(self.order, {"stageData": stage_data})
 
     @property
@@ -141,7 +142,12 @@ class Job:
         """Writes the outcome down, once; `verb` is complete or fail."""
         write_json_durably(self.outcome, {"verb": verb, "body": body})
 
+    def close(self) -> None:
+        """Removes the folder, for a job that is not one of the queue."""
+        self.remove()
+
     def remove(self) -> None:
         # The order goes first: what is left of a folder without one is nobody's job.
-        self.order.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if has_mark(self.folder):
+            self.order.unlink(missing_ok=True)
+        remove_own(self.folder)

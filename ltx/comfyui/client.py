@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from ltx.errors import JobError, Unavailable
 from ltx.hosted.calls import wait_uncancelled
 from ltx.hosted.http import Http, Reply
 from ltx.process import END_GRACE_S, Child
+from ltx.state import remove_own
 from ltx.text import as_dict, as_list, log_event, one_line
 
 MAX_CLIP_BYTES = 2 * 2**30
@@ -272,4 +272,4 @@ class Comfy:
         if self.child:
             self.child.end(END_GRACE_S)
         if self.home:
-            shutil.rmtree(self.home, ignore_errors=True)
+            remove_own(self.home)

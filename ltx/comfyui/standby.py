@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
+from ltx.state import make_own, note_newest, remove_own
 from ltx.text import log_event, one_line
 
 KEPT_LOGS = 10
@@ -141,9 +141,10 @@ class ComfyProcesses:
             raise JobError("comfyui_unavailable", message)
         port = free_port() if self.current else parts.port or 80
         home = self.settings.state_dir / "comfyui" / str(port)
-        shutil.rmtree(home, ignore_errors=True)
+        remove_own(home)
+        make_own(home)
         for name in ("input", "output", "temp"):
-            (home / name).mkdir(parents=True)
+            (home / name).mkdir()
         command = [
             *(self.settings.comfyui_python, "-u", "main.py"),
             *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
@@ -161,8 +162,7 @@ class ComfyProcesses:
 
 def open_log(folder: Path, port: int) -> IO[bytes]:
     """A log file for one ComfyUI process; only the newest few are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in sorted(folder.glob("comfyui-*.log"))[: -KEPT_LOGS + 1]:
-        old.unlink(missing_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    return (folder / f"comfyui-{stamp}-{port}.log").open("w+b")
+    log_file = make_own(folder) / f"comfyui-{stamp}-{port}.log"
+    note_newest(folder, [log_file.name], KEPT_LOGS)
+    return log_file.open("w+b")

@@ -21,6 +21,7 @@ from ltx.job import CLIP_FRAMES, KEPT_FRAMES, Job, render_size
 from ltx.process import Child
 from ltx.progress import Progress
 from ltx.settings import Settings, Size
+from ltx.state import make_own, note_newest
 from ltx.text import MAX_JSON_BYTES, log_event, one_line
 
 KEPT_BAD_CLIPS = 10
@@ -146,15 +147,12 @@ class Finishing:
     def _keep_bad(self, clip: int, attempt: int, path: Path) -> None:
         """A clip that was refused, and a contact sheet of it, for the operator to look at."""
         folder = self.settings.state_dir / "bad-clips"
-        folder.mkdir(exist_ok=True)
+        make_own(folder)
         kept = folder / f"{self.job.id}-clip{clip + 1}-attempt{attempt}.mp4"
         path.replace(kept)
+        note_newest(folder, (kept.name, kept.with_suffix(".jpg").name), KEPT_BAD_CLIPS)
         with contextlib.suppress(ToolFailed):
             self.media.run(contact_sheet(kept, kept.with_suffix(".jpg")))
-        clips = sorted(folder.glob("*.mp4"), key=lambda file: file.stat().st_mtime)
-        for old in clips[:-KEPT_BAD_CLIPS]:
-            old.unlink()
-            old.with_suffix(".jpg").unlink(missing_ok=True)
 
     def _keep(self, clip: int, started: float) -> None:
         part = self._part(clip)

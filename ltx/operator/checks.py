@@ -19,7 +19,6 @@ from ltx.comfyui.client import Comfy
 from ltx.comfyui.standby import ComfyProcesses
 from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import ConfigError, JobError, Refusal, Unavailable
-from ltx.files import with_worker_id
 from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import Media, ffmpeg_command, read_picture
@@ -28,6 +27,7 @@ from ltx.hosted.queue_api import QueueApi
 from ltx.job import MAX_FRAME_PIXELS, job_bytes, render_size
 from ltx.process import ask, ask_gpu, free_port, read_gpu
 from ltx.settings import ENV_FILE, Settings
+from ltx.state import claim_folder, with_worker_id
 from ltx.text import one_line
 
 
@@ -111,6 +111,11 @@ def check_interpreter(context: DoctorContext) -> Iterator[Answer]:
         yield "OK", f"{folder}, Python {version}", ""
     else:
         yield "FAIL", f"COMFYUI_PYTHON={python} does not run", f"{shlex.quote(python)} --version"
+
+
+def check_state(context: DoctorContext) -> Iterator[Answer]:
+    claim_folder(context.settings.state_dir)
+    yield "OK", f"{context.settings.state_dir} is ours", ""
 
 
 def check_api(context: DoctorContext) -> Iterator[Answer]:
@@ -328,7 +333,8 @@ CHECKS = (
     Check("env file", check_env_file),
     *GATE,
     Check("ffmpeg", check_ffmpeg, ("programs",)),
-    Check("api", check_api, fix=EDIT),
+    Check("state", check_state, fix=EDIT),
+    Check("api", check_api, ("state",), EDIT),
     Check("blob", check_blob, fix=EDIT),
     Check("watermark", check_watermark, ("programs",), EDIT),
     Check("disk", check_disk),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import JobError, UsageError
-from ltx.files import hand_out, state_folder
+from ltx.files import hand_out
 from ltx.film.film import Film, RenderContext
 from ltx.job import MAX_FRAMES, Job, Plan, render_size, seed_for
 from ltx.operator.checks import GATE
@@ -20,6 +20,7 @@ from ltx.operator.console import Bar, signals, start_logging
 from ltx.operator.doctor import check_box
 from ltx.progress import Progress, StageDurations
 from ltx.settings import RENDER_NEEDS, Settings, read_environ
+from ltx.state import state_folder
 from ltx.text import log_event
 
 
@@ -34,9 +35,8 @@ def render_command(options: argparse.Namespace) -> int:
     with (
         state_folder(settings),
         signals(cancellation),
-        tempfile.TemporaryDirectory(prefix="render-", dir=settings.state_dir) as folder,
+        contextlib.closing(Job(settings.state_dir / "render")) as job,
     ):
-        job = Job(Path(folder) / "render")
         job.create(None)
         progress.begin("render")
         cancellation.on_tick = Bar(progress, handler).draw
