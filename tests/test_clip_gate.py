@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from bench.clip_gate.clips import Case
 from bench.clip_gate.look import try_case
 from sandbox.client import Hosted
 from tests.conftest import Box, serving
+from tests.pictures import picture, save
 
 # What the look-alike can do to a clip, and a word of the check that has to find it.
 FLAWS = {
@@ -48,7 +50,7 @@ def flawed(box: Box, flaw: dict[str, Any], times: int, clips: int = 1) -> dict[s
 
 
 def bad_clips(box: Box) -> list[str]:
-    return sorted(path.name for path in (box.state / "bad-clips").glob("*"))
+    return sorted(path.name for path in (box.state / "bad-clips").glob("*-clip*"))
 
 
 @pytest.mark.parametrize("kind", FLAWS)
@@ -62,6 +64,29 @@ def test_a_clip_that_came_out_bad_once_is_rendered_again(box: Box, kind: str) ->
     assert retry
     assert FLAWS[kind] in retry[0]
     assert f"{outcome['job']}-clip1-attempt1.mp4" in bad_clips(box)
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "#804020"])
+@pytest.mark.parametrize("flat", [(1,), (0,), (0, 1)], ids=["last", "first", "both"])
+def test_a_picture_of_one_colour_is_no_reason_to_refuse_a_clip(
+    box: Box, colour: str, flat: tuple[int, ...]
+) -> None:
+    plain = save(Image.new("RGB", (320, 180), colour))
+    shown = [plain if n in flat else picture((320, 180), n) for n in (0, 1)]
+    frames = [box.hosted.put_frame(f"flat-{n}.png", one) for n, one in enumerate(shown)]
+    outcome = box.await_outcome(box.hosted.add_job(frames, ["on"], False), timeout=60)
+    assert outcome["kind"] == "complete", outcome
+    [clip] = box.hosted.job(outcome["job"])["outcome"]["clips"]
+    assert clip["attempts"] == 1
+
+
+def test_a_clip_that_does_not_arrive_at_a_picture_of_one_colour_is_refused(box: Box) -> None:
+    box.hosted.script_comfyui(*[{"on": "prompt", "kind": "ignore_last"}] * 2)
+    shown = [picture((320, 180), 0), save(Image.new("RGB", (320, 180), "white"))]
+    frames = [box.hosted.put_frame(f"missed-{n}.png", one) for n, one in enumerate(shown)]
+    outcome = box.await_outcome(box.hosted.add_job(frames, ["on"], False, maxAttempts=1))
+    box.hosted.clear_comfyui_script()
+    assert outcome["kind"] == "fail", outcome
 
 
 def test_a_clip_that_comes_out_bad_twice_fails_the_job_and_is_kept_to_look_at(box: Box) -> None:

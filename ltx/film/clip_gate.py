@@ -28,6 +28,9 @@ GRAIN_FLOOR = 8
 ALIKE = 0.9
 # Mean levels above black below which a colour shift alone may blacken an image.
 DARK = 16.0
+# Levels between the tenth and the nine tenths of a picture below which it is of one colour: what
+# normalize would make of it is noise. As many levels away from it are not like it at all.
+FLAT, UNLIKE = 4.0, 32.0
 # Chosen by bench/clip_gate on one half of its photographs. In brackets what both halves
 # measured: the good clip nearest to the limit, then the bad clip nearest to it among the kinds that
 # this check is there for. Blur, a colour shift and crf 28 are in the good ones.
@@ -42,7 +45,7 @@ MOST_STILL = 2.0  # seconds (1.0; half a clip 2.3)
 
 @dataclass(frozen=True)
 class ClipMeasures:
-    """What a raw clip looks like beside its two images. Likeness is SSIM, 1 at most."""
+    """What a raw clip looks like beside its two images. Likeness is 1 at most: see compare."""
 
     frames: int
     first: float  # likeness of the first frame and the first image
@@ -130,8 +133,8 @@ def read_measures(text: str) -> ClipMeasures:
     count = len(printed) // 3
     if count < 5 or len(printed) % 3:
         raise ToolFailed(f"there are {max(0, count - 2)} frames to look at")
-    head = [frame["ssim.Y"] for frame in printed[:count]]
-    tail = [frame["ssim.Y"] for frame in printed[count : 2 * count]]
+    head = compare(printed[:count], printed[0])
+    tail = compare(printed[count : 2 * count], printed[count - 1])
     alike, near = head[-1], 1 - min(head[-1], ALIKE)
     light = [frame["signalstats.YAVG"] - 8 for frame in printed[:count]]
     darker = min(light[0], light[-1])
@@ -151,6 +154,19 @@ def read_measures(text: str) -> ClipMeasures:
         jump=max(changes) / (sorted(changes)[len(changes) * 9 // 10] + 1),
         grain=max(grain[1:-1]) / max(grain[0], grain[-1]),
     )
+
+
+def compare(frames: Sequence[Mapping[str, float]], image: Mapping[str, float]) -> list[float]:
+    """Each frame's likeness to an image: SSIM, or for an image of one colour their nearness."""
+    if contrast(image) >= FLAT:
+        return [frame["ssim.Y"] for frame in frames]
+    light = image["signalstats.YAVG"]
+    apart = [abs(frame["signalstats.YAVG"] - light) + contrast(frame) for frame in frames]
+    return [max(0.0, 1 - levels / UNLIKE) for levels in apart]
+
+
+def contrast(frame: Mapping[str, float]) -> float:
+    return frame["signalstats.YHIGH"] - frame["signalstats.YLOW"]
 
 
 def measure_return(head: Sequence[float], tail: Sequence[float]) -> float:
