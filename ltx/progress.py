@@ -88,9 +88,12 @@ class Progress:
             self.stage, self.touched = stage, time.time()
             for name, value in numbers.items():
                 setattr(self, name, value)
-            self._time_parts()
+            ended = self._time_parts()
             done = percent_done(stage, self.clip, self.clips, self.step, self.steps)
             self.percent = max(self.percent, round(done, 1))
+        # Behind the lock, as a disk that stalls must not stall the heartbeat's snapshot.
+        if ended:
+            self.durations.note(*ended)
 
     @contextlib.contextmanager
     def timed(self, name: str, **fields: object) -> Iterator[None]:
@@ -103,15 +106,16 @@ class Progress:
         self.seconds.setdefault(name, []).append(seconds)
         log_event(f"{name}_done", **fields, ms=round(seconds * 1000))
 
-    def _time_parts(self) -> None:
-        """A part that went on to the next has shown its duration; one that failed has not."""
+    def _time_parts(self) -> tuple[str, float] | None:
+        """The part that has just gone on to the next, and its seconds; none for one that failed."""
         part, now = (part_of(self.stage), self.clip), time.monotonic()
         if part == self.part:
-            return
+            return None
         (before, _), (after, _) = self.part, part
-        if before and after and (after != "reporting" or before == "uploading"):
-            self.durations.note(before, now - self.part_began)
+        ended = (before, now - self.part_began)
         self.part, self.part_began = part, now
+        went_on = before and after and (after != "reporting" or before == "uploading")
+        return ended if went_on else None
 
     def _seconds_left(self) -> int | None:
         """By what the parts took before; None until a clip was made on this machine."""

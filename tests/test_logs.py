@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
+from ltx.operator.console import LogFormat
+from ltx.settings import Settings
 from ltx.text import Redactor
 from tests.conftest import Box, a_stage, made_once
 
@@ -113,7 +116,16 @@ def test_the_journal_is_not_told_the_time_it_knows(box: Box) -> None:
     box.hosted.add_stage(NONSENSE)
     lines = box.run_once(JOURNAL_STREAM="8:1234").log.splitlines()
     assert lines
-    assert all(re.match(r"(INFO|ERROR) [a-z_]+( |$)", line) for line in lines)
+    levels = r"(<6>INFO|<4>WARNING|<3>ERROR) [a-z_]+( |$)"
+    assert all(re.match(levels, line) for line in lines)
+    assert any(line.startswith("<3>ERROR job_failed ") for line in lines)
+
+
+def test_each_line_of_a_message_carries_its_priority_into_the_journal() -> None:
+    settings = Settings.load({"JOURNAL_STREAM": "8:1234"}, needed=())
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "first\nsecond\nthird", (), None)
+    text = LogFormat(settings).format(record)
+    assert text == "<3>ERROR first\n<3>    second\n<3>    third"
 
 
 # Secrets

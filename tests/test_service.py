@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ltx.state import claim_folder
 from sandbox.client import free_port
 from tests.conftest import ROOT, WORKER, Box
 
@@ -177,20 +178,21 @@ def test_an_api_that_is_down_neither_holds_up_ready_nor_starves_the_watchdog(
 
 
 def test_the_watchdog_starves_while_the_main_loop_is_stuck(box: Box, notified: Notified) -> None:
-    # A program on ComfyUI's port that takes calls and never answers holds up the main loop.
-    with socket.create_server(("127.0.0.1", box.port)) as silent:
-        silent.settimeout(20)
-        box.add_job()
-        box.start(
-            NOTIFY_SOCKET=notified.address,
-            WATCHDOG_USEC=WATCHDOG_USEC,
-            HEARTBEAT_INTERVAL_S="0.2",
-        )
-        call, _ = silent.accept()
-        heard, beats = len(notified.lines), box.hosted.now()
-        with call:
-            assert not notified.wait("WATCHDOG=1", after=heard, timeout=1.0)
+    # The disk holds it up: whoever opens this to write waits for a reader.
+    claim_folder(box.state)
+    stalled = box.state / "pace.part"
+    os.mkfifo(stalled)
+    box.add_job()
+    box.start(
+        NOTIFY_SOCKET=notified.address,
+        WATCHDOG_USEC=WATCHDOG_USEC,
+        HEARTBEAT_INTERVAL_S="0.2",
+    )
+    box.hosted.wait("heartbeat", where=lambda b: b["data"]["progress"]["stage"] == "encoding")
+    heard, beats = len(notified.lines), box.hosted.now()
+    assert not notified.wait("WATCHDOG=1", after=heard, timeout=1.0)
     assert len(box.hosted.events("heartbeat", after=beats)) >= 2
+    stalled.read_text()
     assert notified.wait("WATCHDOG=1", after=heard)
 
 
@@ -205,16 +207,21 @@ def test_no_child_learns_a_secret_or_how_to_talk_to_systemd(box: Box, notified: 
         record = f'cat /proc/self/environ /proc/$$/cmdline >> "{box.folder}/{tool}.seen"'
         script.write_text(f'#!/bin/sh\n{record}\nexec {shutil.which(tool)} "$@"\n')
         script.chmod(0o755)
-    start_hung(
-        box,
-        PATH=f"{folder}:{os.environ['PATH']}",
-        NOTIFY_SOCKET=notified.address,
-        WATCHDOG_USEC=WATCHDOG_USEC,
-        WATCHDOG_PID="1",
-    )
+    changes = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "NOTIFY_SOCKET": notified.address,
+        "WATCHDOG_USEC": WATCHDOG_USEC,
+        "WATCHDOG_PID": "1",
+    }
+    worker, _ = start_hung(box, **changes)
     process = Path(f"/proc/{comfyui_pid(box)}")
+    known = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+    worker.end()
+    # The job goes on to its end, as ffprobe is for clips only.
+    box.hosted.clear_comfyui_script()
+    assert box.start("run", "--once", **changes).wait() == 0
     seen = {
-        "ComfyUI": (process / "environ").read_bytes() + (process / "cmdline").read_bytes(),
+        "ComfyUI": known,
         "ffmpeg": (box.folder / "ffmpeg.seen").read_bytes(),
         "ffprobe": (box.folder / "ffprobe.seen").read_bytes(),
     }

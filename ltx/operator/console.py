@@ -22,7 +22,9 @@ class Systemd:
     """Tells systemd how the service is (sd_notify); says nothing when it did not start us."""
 
     def __init__(self, settings: Settings) -> None:
-        self.address = settings.notify_socket.replace("@", "\0", 1)
+        address = settings.notify_socket
+        # Only a leading @ stands for the abstract namespace; elsewhere it is a character.
+        self.address = f"\0{address[1:]}" if address.startswith("@") else address
         self.interval = settings.watchdog_usec / 1e6 / 3
         self.fed, self.status = 0.0, ""
 
@@ -46,17 +48,23 @@ class Systemd:
             self.send("WATCHDOG=1")
 
 
+PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4}
+
+
 class LogFormat(logging.Formatter):
     """Lines without secrets; further lines of a message are indented, so none can be forged."""
 
     def __init__(self, settings: Settings) -> None:
+        self.has_journal = bool(settings.journal_stream)
         # journald has the time already.
-        time_part = "" if settings.journal_stream else "%(asctime)s "
+        time_part = "" if self.has_journal else "%(asctime)s "
         super().__init__(f"{time_part}%(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = redact(super().format(record)).splitlines()
-        return "\n    ".join(one_line(line, 2000) for line in lines)
+        lines = [one_line(line, 2000) for line in redact(super().format(record)).splitlines()]
+        # journald reads the priority of each line, as sd-daemon(3) has it.
+        priority = f"<{PRIORITIES.get(record.levelno, 6)}>" if self.has_journal else ""
+        return priority + f"\n{priority}    ".join(lines)
 
 
 class LogLines(logging.StreamHandler[Any]):
