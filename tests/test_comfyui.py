@@ -264,7 +264,7 @@ def test_what_comfyui_lacks_is_named_with_what_to_install(
             on_prompt("execution_error"),
             "comfyui_failed",
             "SamplerCustomAdvanced: RuntimeError: expected scalar type BFloat16",
-            "nodes.NodeError: expected scalar type",
+            "NodeError: expected scalar type",
         ),
     ],
     ids=["refused", "200 with node_errors", "execution error"],

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from ltx.job import Job
 from ltx.process import LAUNCHER
+from ltx.state import claim_folder
 from sandbox.client import Event, Hosted, NothingHappened
 from tests.conftest import Box, Running
 
@@ -172,11 +174,10 @@ def spooled(box: Box, job: str) -> Path:
 
 def spool(box: Box, job: str, film: int = 0) -> Path:
     """The folder of a job that an earlier worker left, with a film of so many bytes."""
+    claim_folder(box.state)
     folder = spooled(box, job)
-    for name in ("frames", "clips"):
-        (folder / name).mkdir(parents=True)
     stage = {"frames": ["https://x.example/a", "https://x.example/b"], "clipPrompts": ["walk"]}
-    (folder / "job.json").write_text(json.dumps({"stageData": {**stage, "watermark": False}}))
+    Job(folder).create({**stage, "watermark": False})
     if film:
         with (folder / "output.mp4").open("wb") as file:
             file.truncate(film)

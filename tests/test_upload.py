@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from ltx.state import claim_folder
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
 from tests.hosted_fork import ForkedHosted
@@ -67,6 +68,7 @@ class Upload:
         self.pathname = f"spatial-story/output/{name}.mp4"
         self.spooled = box.state / "jobs" / name
         self.film = self.spooled / "output.mp4"
+        claim_folder(box.state)
         shutil.copytree(finished, self.spooled)
         stage = json.loads((self.spooled / "job.json").read_text())["stageData"]
         self.before = self.hosted.now()
