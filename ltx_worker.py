@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """Turn queued stills into walkthrough videos on the GPU of this machine.
 
-The life of a job:
+The life of a job, and the room of each step:
 
-1.  The worker registers, then polls the hosted queue.
-2.  It claims the job; from here the job has a folder of its own in the spool.
-3.  Stage data and watermark are checked before anything costs time.
-4.  ComfyUI boots while the frames are downloaded, checked and cut to size.
-5.  Every adjacent pair of frames becomes one clip, each on a fresh ComfyUI.
-6.  A finished clip is trimmed to exactly 5.0 s and watermarked while the next one renders.
-7.  The clips are joined without encoding again.
-8.  The film goes to Vercel Blob; the outcome is written down, then reported.
+1.  The worker registers, then polls the hosted queue (ltx/hosted/queue_api).
+2.  It claims the job; from here the job has a folder of its own in the spool (ltx/job).
+3.  Stage data and watermark are checked before anything costs time (ltx/job, ltx/film/pictures).
+4.  ComfyUI boots (ltx/comfyui/standby) while the frames are downloaded (ltx/hosted/frames), checked
+    and cut to size (ltx/film/pictures).
+5.  Every adjacent pair of frames becomes one clip, each on a fresh ComfyUI (ltx/film/film).
+6.  A finished clip is measured, trimmed to exactly 5.0 s and watermarked in one pass while the next
+    one renders (ltx/film/finishing).
+7.  The clips are joined without encoding again (ltx/film/clips).
+8.  The film goes to Vercel Blob; the outcome is written down, then reported (ltx/hosted/outbox).
 9.  A thread sends heartbeats throughout.
 
-Read the file from top to bottom: the recipe, errors, settings, pure helpers, the edges (queue API,
-Blob, frames, ffmpeg, ComfyUI), the job's folder, the heartbeat, the worker, the command line.
+Here are the loop, one job's story, the heartbeat, the circuit breaker and the arguments;
+docs/design.md says where everything else is.
 
 Exit codes: 0 clean stop or success, 1 the work failed, 2 usage, 78 configuration.
 """
