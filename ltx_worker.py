@@ -25,11 +25,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import logging
 import math
 import os
-import resource
 import shutil
 import sys
 import threading
@@ -46,6 +44,7 @@ from ltx.errors import (
     JobError,
     LeaseLost,
     Refusal,
+    ToolFailed,
     Unavailable,
     UsageError,
     is_disk_full,
@@ -62,7 +61,7 @@ from ltx.operator.commands import render_command, workflow_command
 from ltx.operator.console import Bar, Systemd, signals, start_logging
 from ltx.operator.doctor import check_box, doctor_command
 from ltx.operator.status import status_command
-from ltx.process import read_gpu, sweep_leftovers
+from ltx.process import harden_process, read_gpu, sweep_leftovers
 from ltx.progress import Progress, StageDurations
 from ltx.settings import VERSION, Settings, read_environ
 from ltx.state import state_folder, with_worker_id
@@ -242,7 +241,9 @@ class Worker:
     def tick(self) -> bool:
         """What waits in the spool, else one poll and its job; True when there was a job."""
         try:
-            return self._tick()
+            served = self._tick()
+            self.disk.over()
+            return served
         except OSError as error:
             # The disk, as everything else speaks through Unavailable. The spool stays as it is.
             tries = self.disk.note(error)
@@ -254,15 +255,14 @@ class Worker:
             raise RuntimeError("the heartbeat thread has died")
         if self.breaker.is_open():
             self._take_up_parked(render=False)
-            self.cancellation.wait(self.settings.poll_interval)
+            self._rest(None)
             return False
         if self._take_up_parked():
             return True
         try:
             answer = self.api.pending()
         except Unavailable as error:
-            tries = self.outage.note(error)
-            self.cancellation.wait(backoff(tries, asked=error.retry_after))
+            self._rest(backoff(self.outage.note(error), asked=error.retry_after))
             return False
         self.outage.over()
         job = self._claim(answer["job"]) if answer["job"] else None
@@ -375,9 +375,9 @@ class Worker:
         return False
 
     def _take_up_parked(self, render: bool = True) -> bool:
-        """Goes on with what waits in the spool: from the last run, or because a side was down.
+        """Goes on with what waits in the spool; True when a job came to its end.
 
-        True when a job came to its end. Without `render` only finished films are taken up.
+        Without `render` only finished films are taken up.
         """
         ended = False
         for job_id, (_, due) in list(self.outbox.parked.items()):
@@ -385,13 +385,21 @@ class Worker:
             job = Job(self.spool / job_id)
             if time.monotonic() < due:
                 continue
-            if job.outcome.exists():
-                self.outbox.deliver(job, retries=0)
-                ended |= not job.order.exists()
-            elif (render or job.output.exists()) and self._claim_job(job):
-                self._work(job)
-                ended = True
+            try:
+                ended |= self._take_up(job, render)
+            except (ValueError, ToolFailed, FileNotFoundError) as error:
+                self.outbox.set_aside(job, error)
         return ended
+
+    def _take_up(self, job: Job, render: bool) -> bool:
+        job.check()
+        if job.outcome.exists():
+            self.outbox.deliver(job, retries=0)
+            return not job.order.exists()
+        taken = (render or job.output.exists()) and self._claim_job(job)
+        if taken:
+            self._work(job)
+        return taken
 
     def _work(self, job: Job) -> None:
         """Takes a claimed job to its outcome and delivers that."""
@@ -510,15 +518,6 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     flow.add_argument("--seed", type=int)
     flow.set_defaults(command=workflow_command)
     return parser.parse_args(arguments)
-
-
-def harden_process() -> None:
-    """Lets nobody else read our files, nor our memory: not by a core file, not through /proc."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A program that gets core files through a pipe is not stopped by the limit.
-    pr_set_dumpable = 4
-    ctypes.CDLL(None).prctl(pr_set_dumpable, 0)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -122,6 +122,14 @@ class Job:
     def stage_data(self) -> object:
         return read_json(self.order).get("stageData")
 
+    def check(self) -> None:
+        """Raises ValueError when what an earlier worker left cannot be gone on with."""
+        if "stageData" not in read_json(self.order):
+            raise ValueError("job.json holds no stageData")
+        decided = read_json(self.outcome).get("verb") in ("complete", "fail")
+        if self.outcome.exists() and not decided and not self.output.exists():
+            raise ValueError("outcome.json holds no outcome, and there is no film")
+
     def source(self, frame: int) -> Path:
         return self.folder / "frames" / f"{frame}.download"
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,6 +61,13 @@ def remove_own(folder: Path) -> None:
                 entry.unlink(missing_ok=True)
         (folder / MARK).unlink()
         folder.rmdir()
+
+
+def set_aside(folder: Path, state_dir: Path) -> Path:
+    """Moves what nobody here can go on with out of the way, for the operator to look at."""
+    aside = state_dir / "set-aside"
+    aside.mkdir(exist_ok=True)
+    return folder.rename(aside / f"{folder.name}-{time.time_ns() // 10**6}")
 
 
 def note_newest(folder: Path, names: Sequence[str], limit: int) -> None:

@@ -66,7 +66,7 @@ class ComfyProcesses:
             else:
                 self.current.flush()
         except Unavailable as error:
-            self.current = None
+            self.retire()
             raise JobError("comfyui_unavailable", one_line(error), again=True) from error
         except JobError as error:
             if not standby or error.code != "comfyui_unavailable":

@@ -17,6 +17,7 @@ from ltx.hosted.retry import backoff
 from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
 from ltx.progress import Progress
 from ltx.settings import Settings
+from ltx.state import set_aside
 from ltx.text import as_dict, log_event, one_line
 
 OUTCOME_RETRIES = 3
@@ -41,6 +42,7 @@ class Outbox:
     ) -> None:
         self.cancellation, self.api, self.progress, self.probe = cancellation, api, progress, probe
         self.blob = Blob(settings, cancellation)
+        self.state_dir = settings.state_dir
         self.parked: dict[str, tuple[int, float]] = {}
         self.delivered = 0
 
@@ -54,6 +56,13 @@ class Outbox:
     def forget(self, job: Job) -> None:
         self.take(job)
         job.remove()
+
+    def set_aside(self, job: Job, why: object) -> None:
+        """Takes a job that cannot be gone on with out of the spool, so that the others go on."""
+        self.take(job)
+        there = set_aside(job.folder, self.state_dir)
+        message = f"What is kept of it cannot be read ({one_line(why)}); it was moved to {there}."
+        log_event("job_set_aside", message, logging.ERROR, job=job.id)
 
     def deliver(self, job: Job, retries: int) -> None:
         """Uploads and reports, with retries; what still fails stays in the spool for later.
