@@ -153,6 +153,8 @@ def test_an_api_without_register_is_said_once_and_served(box: Box, answer: dict[
     [
         {"status": 503, "body": {"error": "busy"}},
         {"status": 403, "body": PAGE},
+        {"status": 403, "body": "error code: 1020"},
+        {"status": 403},
         {"status": 200, "body": PAGE},
         {"reset": True},
     ],
@@ -173,12 +175,26 @@ def test_registration_is_tried_again_until_the_api_understands(
 def test_a_refused_secret_ends_the_worker_with_78_and_says_so(
     box: Box, call: str, status: int
 ) -> None:
+    if call == POLL:
+        box.hosted.fault(REGISTER, status=404, body={"error": "no such call"})
     box.hosted.fault(call, status=status, body={"error": {"code": "unauthorized"}})
     worker = box.start()
     assert worker.wait() == 78
     assert f"refused VIDEOGEN_WORKER_SECRET ({status})" in worker.log
     assert box.hosted.url in worker.log
     assert len(box.hosted.requests(call)) == 1
+
+
+@pytest.mark.parametrize("call", [REGISTER, "PATCH */fail"])
+@pytest.mark.parametrize("answer", [{"body": "OK"}, {"status": 204}], ids=["text", "204"])
+def test_a_success_is_one_whatever_its_body(box: Box, call: str, answer: dict[str, Any]) -> None:
+    box.hosted.fault(call, **answer)
+    box.hosted.add_stage(NONSENSE)
+    worker = box.start("run")
+    told = box.hosted.wait("request.start", where=lambda one: one["data"]["path"].endswith("/fail"))
+    box.hosted.wait("pending", after=told["seq"])
+    assert len(box.hosted.requests(call)) == 1
+    assert not re.search("unavailable|retry|refused", worker.log), worker.log
 
 
 # Poll and claim
@@ -405,6 +421,9 @@ def test_two_to_six_frames_make_one_clip_fewer(frames: int) -> None:
     [
         {"status": 403, "body": PAGE},
         {"status": 401, "body": PAGE},
+        {"status": 401, "body": {"error": "the secret was right a moment ago"}},
+        {"status": 403, "body": {"error": "the secret was right a moment ago"}},
+        {"status": 403, "body": "Forbidden"},
         {"status": 404, "body": PAGE},
         {"status": 200, "body": PAGE},
         {"status": 200, "body": "not json"},
@@ -430,6 +449,17 @@ def test_a_poll_that_brings_no_verdict_is_made_again_with_a_pause(
     # Half a second is the shortest first pause; the interval between polls is a fifth of it.
     assert again["t"] - faulted["t"] >= 0.5
     assert service.worker.log[len(before) :].count("api_unavailable") == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [{"status": 204}, {"body": ""}, {"body": "null"}, {"body": None}]
+)
+def test_nothing_at_all_is_an_empty_queue(service: Service, answer: dict[str, Any]) -> None:
+    hosted, before, mark = service.hosted, service.worker.log, service.hosted.now()
+    hosted.fault(POLL, **answer)
+    faulted = hosted.wait("fault", after=mark)
+    hosted.wait("pending", after=faulted["seq"])
+    assert "api_unavailable" not in service.worker.log[len(before) :]
 
 
 def is_poll(event: dict[str, Any]) -> bool:

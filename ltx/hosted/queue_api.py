@@ -10,7 +10,7 @@ from typing import Any
 
 from ltx.cancellation import Cancellation
 from ltx.errors import ConfigError, Refusal, Unavailable
-from ltx.hosted.http import HeaderAuth, Http, Reply
+from ltx.hosted.http import NOT_JSON, HeaderAuth, Http, Reply
 from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION, Settings
 from ltx.text import MAX_OFFER_BYTES, as_dict, one_line, parse_utc
@@ -22,8 +22,8 @@ OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"
 class QueueApi:
     """The hosted queue, one method a call.
 
-    A 2xx is taken; 404, 409, 410 and 422 are refusals. Everything else (429, 5xx, no connection,
-    a page or text instead of JSON at any status) is Unavailable.
+    A 2xx is taken unless it is a page; 404, 409, 410 and 422 are refusals. Everything else (429,
+    5xx, no connection, a page at any status, text where JSON is due) is Unavailable.
     """
 
     REFUSALS = (404, 409, 410, 422)
@@ -33,6 +33,8 @@ class QueueApi:
         self.settings, self.cancellation = settings, cancellation
         self.http = Http(HeaderAuth("x-videogen-secret", settings.secret))
         self.skew = 0.0
+        # Whether a call was taken in this process: then the secret is right, whoever refuses later.
+        self.accepted = False
 
     def lease_seconds(self, answer: Mapping[str, Any]) -> float | None:
         """How long `leaseUntil` still lasts by the API's own clock, on which ours may not agree."""
@@ -60,15 +62,16 @@ class QueueApi:
         if 300 <= reply.status < 400:
             target = one_line(reply.headers.get("location"), 100)
             raise Unavailable(f"it redirects to {target}; set API_URL to the final address")
-        if reply.status in (401, 403) and not reply.is_opaque:
+        if not self.accepted and is_about_secret(reply):
             raise ConfigError(
                 f"The API at {self.settings.api_url} refused VIDEOGEN_WORKER_SECRET "
                 f"({reply.status}): set the same secret here and there."
             )
         if reply.status in absent or (reply.status in self.REFUSALS and not reply.is_opaque):
             raise Refusal(reply.status, message)
-        if not reply.ok or reply.is_opaque:
+        if not reply.ok or reply.is_page:
             raise Unavailable(f"status {reply.status}: {message}", reply.retry_after())
+        self.accepted = True
         return reply.json_or(None)
 
     def register(self, gpu: Mapping[str, object] | None) -> None:
@@ -83,6 +86,8 @@ class QueueApi:
         options["params"] = {"workerId": self.settings.worker_id}
         reply = self._ask("GET", "pending", **options)
         answer = read_excess(reply) or self._read(reply)
+        if answer is None and reply.body.strip() in (b"", b"null"):
+            return {"job": None}
         if not isinstance(answer, dict) or "job" not in answer:
             raise Unavailable("the answer to `pending` is not {job: …}")
         return answer
@@ -103,6 +108,13 @@ class QueueApi:
     ) -> Any:
         body = {"workerId": self.settings.worker_id, **body}
         return self._call("PATCH", f"{job_id}/{verb}", absent, json=body)
+
+
+def is_about_secret(reply: Reply) -> bool:
+    """A 401 that no page says, or a 403 in JSON: what an edge refuses comes as text or a page."""
+    if reply.status == 401:
+        return not reply.is_page
+    return reply.status == 403 and reply.json_or(NOT_JSON) is not NOT_JSON
 
 
 def read_excess(reply: Reply) -> dict[str, Any]:
