@@ -1,108 +1,20 @@
-"""The node pack alone, as ComfyUI imports it; torch and ComfyUI are small stand-ins here.
-
-That the same holds with torch is shown on a real ComfyUI, which no test run needs.
-"""
+"""What the node pack promises to the worker, and to whoever shares the ComfyUI."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
-import json
 import math
 import stat
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.comfyui.conftest import PACK, Tensor
 
-FOLDER = ROOT / "ltx" / "comfyui" / "nodes"
-PACK = FOLDER / "ltx_worker_nodes" / "__init__.py"
 KEY, OTHER = "0a" * 32, "1b" * 32
 BAD_KEYS = ("", "0a", "0A" * 32, "0a" * 32 + "\n", "../" + "a" * 61, "/etc/passwd", "0a" * 33)
-
-
-class Tensor:
-    """Numbers on a device; what is saved has to be a copy in RAM."""
-
-    def __init__(self, numbers: list[float], device: str = "cuda") -> None:
-        self.numbers, self.device = numbers, device
-
-    def detach(self) -> Tensor:
-        return self
-
-    def cpu(self) -> Tensor:
-        return Tensor(self.numbers, "cpu")
-
-    def clone(self) -> Tensor:
-        return Tensor(list(self.numbers), self.device)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tensor) and vars(self) == vars(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def save(value: Any, file: BinaryIO) -> None:
-    def spell(part: Tensor) -> dict[str, Any]:
-        return {"numbers": part.numbers, "device": part.device}
-
-    file.write(json.dumps(value, default=spell).encode())
-
-
-def load(file: BinaryIO, map_location: str, weights_only: bool) -> Any:
-    if not weights_only:
-        raise AssertionError("a file must never be loaded with what it says executed")
-
-    def read(found: dict[str, Any]) -> Any:
-        return Tensor(**found) if "numbers" in found else found
-
-    return json.loads(file.read(), object_hook=read)
-
-
-@pytest.fixture
-def gpu() -> list[str]:
-    """What was asked of ComfyUI's memory management, in order."""
-    return []
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    folder = tmp_path / "conditioning"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def pack(gpu: list[str], files: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    memory: Any = ModuleType("comfy.model_management")
-    memory.unload_all_models = lambda: gpu.append("unload")
-    memory.soft_empty_cache = lambda: gpu.append("empty")
-    comfy: Any = ModuleType("comfy")
-    comfy.model_management = memory
-    torch: Any = ModuleType("torch")
-    torch.Tensor, torch.save, torch.load = Tensor, save, load
-    paths: Any = ModuleType("folder_paths")
-    paths.get_folder_paths = {"ltx_worker_conditioning": [str(files), "/nowhere"]}.__getitem__
-    for module in (memory, comfy, torch, paths):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    # Named and loaded as ComfyUI's load_custom_node does.
-    spec = importlib.util.spec_from_file_location(str(PACK.parent).replace(".", "_x_"), PACK)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return SimpleNamespace(
-        **{
-            name.removeprefix("LTXWorker"): node
-            for name, node in module.NODE_CLASS_MAPPINGS.items()
-        },
-        Error=module.ConditioningError,
-        version=module.VERSION,
-    )
 
 
 def conditioning() -> list[list[Any]]:
@@ -215,9 +127,8 @@ def test_every_node_tells_the_version_of_the_pack(pack: Any) -> None:
 
 
 def test_the_pack_lies_alone_and_imports_nothing_of_ours() -> None:
-    assert [path.name for path in FOLDER.iterdir() if path.name != "__pycache__"] == [
-        "ltx_worker_nodes"
-    ]
+    beside = {path.name for path in PACK.parents[1].iterdir()}
+    assert beside - {"__pycache__"} == {"ltx_worker_nodes"}
     tree = ast.parse(PACK.read_text())
     names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
