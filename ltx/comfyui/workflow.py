@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ltx.comfyui.conditioning import HOLD_NODE, LOAD_NODE, REST_NODE, SAVE_NODE
 from ltx.job import CLIP_FRAMES, FPS
 from ltx.settings import Settings, Size
 
@@ -57,17 +58,24 @@ class Graph:
         return lambda slot: [node, slot]
 
 
-def build_workflow(spec: ClipSpec, settings: Settings) -> Workflow:
-    """The API workflow for one clip: both ends pinned, 8 steps, CFG 1, NAG, silent video."""
+def build_workflow(
+    spec: ClipSpec, settings: Settings, keys: Mapping[str, str] | None = None
+) -> Workflow:
+    """The API workflow for one clip: both ends pinned, 8 steps, CFG 1, NAG, silent video.
+
+    keys: by text, where our node pack kept its conditioning; without them the text encoder is in
+    the workflow.
+    """
     graph = Graph(spec.clip * NODE_STRIDE)
     checkpoint = graph.add("CheckpointLoaderSimple", ckpt_name=settings.checkpoint)
-    # Gemma has to come first: the tokenizer is read from the first file.
-    encoders = {"clip_name1": settings.text_encoder, "clip_name2": settings.text_projection}
-    clip = graph.add("DualCLIPLoaderGGUF", **encoders, type="ltxv")
-    positive = graph.add("CLIPTextEncode", text=spec.prompt, clip=clip(0))
-    negative = graph.add("CLIPTextEncode", text=spec.negative, clip=clip(0))
-    texts = {"positive": positive(0), "negative": negative(0)}
-    conditioning = graph.add("LTXVConditioning", **texts, frame_rate=float(FPS))
+    texts = (spec.prompt, spec.negative)
+    if keys is None:
+        clip = add_text_encoder(graph, settings)
+        positive, negative = (graph.add("CLIPTextEncode", text=text, clip=clip) for text in texts)
+    else:
+        positive, negative = (graph.add(LOAD_NODE, key=keys[text]) for text in texts)
+    both = {"positive": positive(0), "negative": negative(0)}
+    conditioning = graph.add("LTXVConditioning", **both, frame_rate=float(FPS))
     # NAG takes the encoder's own output, the same tensor as behind LTXVConditioning, because
     # ComfyUI can cache the node then: 2.5 to 3.5 s less for every warm clip.
     nag = {"nag_scale": NAG_SCALE, "nag_tau": NAG_TAU, "nag_alpha": NAG_ALPHA, "inplace": True}
@@ -84,6 +92,35 @@ def build_workflow(spec: ClipSpec, settings: Settings) -> Workflow:
     frames = graph.add("VAEDecode", samples=samples(0), vae=checkpoint(2))
     graph.add("VHS_VideoCombine", images=frames(0), **video_file(spec.prefix))
     return graph.nodes
+
+
+def build_text_workflow(keys: Mapping[str, str], settings: Settings) -> Workflow:
+    """Encodes every text and keeps it under its key, then gives the encoder's VRAM back.
+
+    Without texts it loads the encoder and holds it in RAM, for the texts to come.
+    """
+    graph = Graph(0)
+    clip = add_text_encoder(graph, settings)
+    # One saver after the other, so that the encoder rests when the last one is done.
+    after: dict[str, Link] = {}
+    for text, key in keys.items():
+        conditioning = graph.add("CLIPTextEncode", text=text, clip=clip)(0)
+        saved = graph.add(SAVE_NODE, conditioning=conditioning, key=key, **after)
+        after = {"after": saved(0)}
+    graph.add(REST_NODE if keys else HOLD_NODE, clip=clip, **after)
+    return graph.nodes
+
+
+def add_text_encoder(graph: Graph, settings: Settings) -> Link:
+    """The loader that reads the file's kind.
+
+    Through the GGUF node a scaled safetensors file gives a conditioning that is 25 % off, without
+    a word: it ignores the scales.
+    """
+    # Gemma has to come first: the tokenizer is read from the first file.
+    files = {"clip_name1": settings.text_encoder, "clip_name2": settings.text_projection}
+    core = settings.text_encoder.lower().endswith(".safetensors")
+    return graph.add("DualCLIPLoader" if core else "DualCLIPLoaderGGUF", **files, type="ltxv")(0)
 
 
 def add_pinned_latent(graph: Graph, spec: ClipSpec, vae: Link) -> Link:
