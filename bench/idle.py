@@ -30,6 +30,7 @@ AS_THE_SERVICE = [sys.executable, "-u", "-m", "ltx_worker"]
 STARTS = 7
 RAW_MB = 140
 LONGEST_S = 900.0  # of all but the idling, on two slow cores; a job of 1080p is most of it
+ROWS: list[str] = []
 QUICK = pace(BOOT=0, LOAD=0, WARM_LOAD=0, STEP=0, DECODE=0, ENCODE=0, SETTLE=0)
 
 
@@ -61,15 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "job": show_job, "served": show_served,
     }  # fmt: skip
     with Agenda(seconds + LONGEST_S, [*parts]) as agenda:
-        print(f"{'':44}{'asked':>10}{'seen':>12}")
         for name, show_part in parts.items():
             with agenda.part(name):
                 show_part()
+    # In one go, so that no message of a part stands between its lines.
+    print("\n".join([f"{'':44}{'asked':>10}{'seen':>12}", *ROWS]))
     return 0 if agenda.complete else 1
 
 
 def show(what: str, asked: str, seen: str) -> None:
-    print(f"{what:44}{asked:>10}{seen:>12}", flush=True)
+    ROWS.append(f"{what:44}{asked:>10}{seen:>12}")
 
 
 def show_idle(seconds: float) -> None:
