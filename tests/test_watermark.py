@@ -113,6 +113,12 @@ def test_a_free_tier_job_without_a_usable_watermark_starts_no_download_and_no_re
     assert not is_like(decode(box.hosted.blob_path(job), SIZE), GREEN)
     assert len(box.hosted.events("frame.get")) == 4
     assert box.hosted.events("comfyui.boot")
+
+    # One that was good is looked at again when it has changed.
+    box.watermark.write_bytes(good[: len(good) // 2])
+    job = box.add_job(watermark=True)
+    box.hosted.wait("fail", job=job)
+    assert box.failure(job)["code"] == "watermark_missing"
     assert worker.process.poll() is None
 
 
