@@ -11,6 +11,16 @@ import numpy as np
 from PIL import Image
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
+# What a camera did to the upright picture, by the orientation it then wrote down.
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def paint(size: tuple[int, int], kind: int | str) -> Array:

@@ -13,18 +13,8 @@ import numpy as np
 from PIL import Image
 
 from bench.hostile.case import GOOD, MIB, PAGE, Case, Place, corrupt, table, zeros
-from tests.pictures import image_of, png_chunk, save
+from tests.pictures import TURNED, image_of, png_chunk, save
 
-# What a camera did to the upright picture, by the orientation it then wrote down.
-TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 PROMPTS = {
     "quotes": """it's a "room" `here` \\" \\' \\\\""",
     "line ends": "walk\non\r\nand\ron\u2028and\u2029on\x0b\x0c\x85",

@@ -10,20 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from tests.pictures import Array, image_of, png_chunk, save
+from tests.pictures import TURNED, Array, image_of, png_chunk, save
 
 SIZE = (320, 200)
 WHITE = (255, 255, 255)
-# What a camera did to the upright picture, by the orientation it then wrote down.
-TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 SHOWN = image_of("corpus", SIZE)
 OTHER = image_of("another", SIZE)
 # Small, strong colours, which a decoder's or a scaler's coarse chroma would wash out.
