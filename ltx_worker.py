@@ -28,7 +28,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sys
 import threading
 import time
@@ -39,6 +38,7 @@ from typing import Any
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
 from ltx.errors import (
+    ApiRefused,
     ConfigError,
     DiskFull,
     JobError,
@@ -51,12 +51,13 @@ from ltx.errors import (
     is_disk_full,
 )
 from ltx.files import write_json
+from ltx.film.circuit_breaker import CircuitBreaker
 from ltx.film.film import Film, RenderContext
 from ltx.hosted.frames import FrameHost
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
 from ltx.hosted.queue_api import QueueApi
 from ltx.hosted.retry import Outage, Retry, backoff
-from ltx.job import JOB_ID, MAX_FRAMES, Job, job_bytes, parse_stage_data
+from ltx.job import JOB_ID, MAX_FRAMES, Job, parse_stage_data
 from ltx.operator.checks import GATE
 from ltx.operator.commands import render_command, workflow_command
 from ltx.operator.console import Bar, Systemd, signals, start_logging
@@ -68,9 +69,6 @@ from ltx.settings import VERSION, Settings, read_environ
 from ltx.state import state_folder, with_worker_id
 from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
-# After three jobs in a row that failed for reasons of this box, the worker takes no more until a
-# probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
-OPEN_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 CLAIM_TRIES = 4
 
 
@@ -129,55 +127,6 @@ class Heartbeat:
         lease = self.api.lease_seconds(answer)
         if job_id and lease is not None:
             self.cancellation.hold_lease(job_id, lease - (time.monotonic() - sent))
-
-
-class CircuitBreaker:
-    """Whether this box should take jobs: not on a full disk, nor after failures of its own."""
-
-    def __init__(self, settings: Settings, context: RenderContext) -> None:
-        self.settings, self.context, self.progress = settings, context, context.progress
-        self.failures: list[JobError] = []
-        self.probe_due = 0.0
-
-    def is_open(self) -> bool:
-        """Whether this box should take no job now; says so once, and once when it is over."""
-        trouble = self._find_trouble()
-        if trouble and not self.progress.trouble:
-            message = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
-            log_event("degraded", message, logging.ERROR)
-        elif self.progress.trouble and not trouble:
-            log_event("recovered")
-        self.progress.trouble = trouble.code if trouble else ""
-        return bool(trouble)
-
-    def _find_trouble(self) -> JobError | None:
-        free = shutil.disk_usage(self.settings.state_dir).free
-        needed = job_bytes(self.settings.size)
-        if free < needed:
-            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
-            return JobError("media_failed", message)
-        if len(self.failures) < OPEN_AFTER:
-            return None
-        if time.monotonic() >= self.probe_due:
-            try:
-                self.context.probe()
-                self.failures.clear()
-                return None
-            except JobError as error:
-                if error.code == "shutdown":
-                    raise
-                self.note(error)
-        return self.failures[-1]
-
-    def note(self, error: JobError | None) -> None:
-        """Counts failures of this box in a row; a bad job never counts, a film ends the row."""
-        if error is None:
-            self.failures.clear()
-        elif error.machine:
-            self.failures.append(error)
-            beyond = max(0, len(self.failures) - OPEN_AFTER)
-            pause = min(PROBE_CAP, PROBE_FIRST * 2 ** min(beyond, 16)) * self.settings.poll_interval
-            self.probe_due = time.monotonic() + pause
 
 
 class Worker:
@@ -263,9 +212,12 @@ class Worker:
         try:
             answer = self.api.pending()
         except Unavailable as error:
+            if isinstance(error, ApiRefused):
+                self.breaker.hear(error)
             self._rest(backoff(self.outage.note(error), asked=error.retry_after))
             return False
         self.outage.over()
+        self.breaker.hear()
         job = self._claim(answer["job"]) if answer["job"] else None
         if job:
             self._work(job)

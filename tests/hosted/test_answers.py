@@ -165,6 +165,23 @@ def test_what_an_edge_denies_is_asked_again(box: Box, call: str, answer: dict[st
     assert worker.process.poll() is None, worker.log
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_after_an_accepted_call_degrades_until_the_api_accepts_again(
+    box: Box, status: int
+) -> None:
+    box.hosted.fault(POLL, times=2, after=1, status=status, body={"error": "unauthorized"})
+    worker = box.start("run")
+    beat = box.hosted.wait("heartbeat", where=lambda one: one["data"]["status"] == "degraded")
+    assert beat["data"]["progress"]["stage"] == "degraded: api_refused"
+    job = box.hosted.add_stage(NONSENSE)
+    done = box.hosted.wait("fail", job)
+    box.hosted.wait(
+        "heartbeat", after=done["seq"], where=lambda one: one["data"]["status"] == "idle"
+    )
+    assert worker.log.count(" degraded ") == worker.log.count(" recovered") == 1
+    assert f"refused VIDEOGEN_WORKER_SECRET ({status})" in worker.log
+
+
 # A success is a success
 
 
