@@ -91,11 +91,16 @@ class ConfigError(Exception):
 
 
 class Unavailable(Exception):
-    """The other side gave no refusal; the same call may succeed later."""
+    """The other side gave no refusal; the same call may succeed later.
 
-    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+    lost: the call was sent, so it may have been done although its answer did not come.
+    """
+
+    def __init__(
+        self, detail: str, retry_after: float | None = None, *, lost: bool = False
+    ) -> None:
         super().__init__(detail)
-        self.retry_after = retry_after
+        self.retry_after, self.lost = retry_after, lost
 
 
 class ApiRefused(Unavailable):

@@ -47,6 +47,8 @@ class Outbox:
         self.state_dir = settings.state_dir
         self.parked: dict[str, tuple[int, float]] = {}
         self.delivered = 0
+        # Films that were reported complete without an answer: a 409 says that it was heard.
+        self.unanswered: set[str] = set()
         # Jobs whose failure could not be reported; they are not taken again, also after a restart.
         self.let_go = as_list(read_json(self.state_dir / "let-go.json").get("jobs"))
 
@@ -59,6 +61,7 @@ class Outbox:
 
     def forget(self, job: Job) -> None:
         self.take(job)
+        self.unanswered.discard(job.id)
         job.remove()
 
     def set_aside(self, job: Job, why: object) -> None:
@@ -122,10 +125,16 @@ class Outbox:
     def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
         try:
             self.api.finish(job.id, verb, body)
+        except Unavailable as error:
+            if verb == "complete" and error.lost:
+                self.unanswered.add(job.id)
+            raise
         except Refusal as refusal:
-            # The lease may have run out in an outage; a film is worth asking for the job again.
             if verb != "complete" or refusal.status != 409:
                 raise
+            if job.id in self.unanswered:
+                return
+            # The lease may have run out in an outage; a film is worth asking for the job again.
             self.api.claim(job.id)
             self.api.finish(job.id, verb, body)
 

@@ -84,7 +84,9 @@ class QueueApi:
         if 300 <= reply.status < 400:
             target = one_line(reply.headers.get("location"), 100)
             return Unavailable(f"it redirects to {target}; set API_URL to the final address")
-        return Unavailable(f"status {reply.status}: {message}", reply.retry_after())
+        # What a gateway gave up waiting for may still have been done behind it.
+        lost = reply.status in (502, 504)
+        return Unavailable(f"status {reply.status}: {message}", reply.retry_after(), lost=lost)
 
     def register(self, gpu: Mapping[str, object] | None) -> None:
         body = {"hostname": socket.gethostname(), "version": VERSION, "gpu": gpu}

@@ -206,3 +206,16 @@ def test_an_answer_of_nothing_is_an_empty_queue_at_the_usual_interval(
     box.hosted.wait("pending")
     assert [call["status"] for call in box.hosted.requests(POLL)][:3] == [status] * 3
     assert "api_unavailable" not in worker.log
+
+
+@pytest.mark.parametrize("lost", [{"landThenReset": True}, {"status": 504, "body": "TIMEOUT"}])
+def test_a_409_to_our_own_complete_after_a_lost_answer_is_a_delivery(
+    box: Box, lost: dict[str, Any]
+) -> None:
+    box.hosted.fault("PATCH */complete", **lost)
+    box.hosted.fault("PATCH */complete", status=409, body={"error": {"code": "done"}})
+    box.add_job()
+    worker = box.run_once()
+    assert worker.process.returncode == 0, worker.log
+    assert "delivered" in worker.log
+    assert "outcome_refused" not in worker.log
