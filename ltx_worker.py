@@ -138,10 +138,10 @@ class Worker:
         self.api = QueueApi(settings, cancellation)
         self.frames = FrameHost(settings, cancellation)
         self.context = RenderContext(settings, cancellation, self.progress)
-        self.breaker = CircuitBreaker(settings, self.context)
         self.outbox = Outbox(
             settings, cancellation, self.api, self.progress, self.context.media.probe
         )
+        self.breaker = CircuitBreaker(settings, self.context, self.outbox)
         self.heartbeat = Heartbeat(settings, cancellation, self.progress)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
@@ -305,13 +305,11 @@ class Worker:
                 lease = self.api.lease_seconds(self.api.claim(job.id))
                 self.cancellation.hold_lease(job.id, math.inf if lease is None else lease)
                 log_event("claimed", job=job.id)
-                self.outbox.take(job)
                 return True
             except NoSuchCall:
                 if not self.claim_skip_logged:
                     log_event("claim_skipped", "The API has no claim of its own; a poll claims.")
                 self.claim_skip_logged = True
-                self.outbox.take(job)
                 return True
             except Refusal as refusal:
                 log_event("not_ours", one_line(refusal), job=job.id)
@@ -321,7 +319,7 @@ class Worker:
                 self.cancellation.end()
                 pause = backoff(tries, asked=error.retry_after)
                 log_event("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
-                self.outbox.park(job, tries, pause)
+                self.outbox.park(job, pause)
                 if tries < CLAIM_TRIES:
                     self.cancellation.wait(pause)
         self.cancellation.end()
@@ -357,12 +355,11 @@ class Worker:
     def _work(self, job: Job) -> None:
         """Takes a claimed job to its outcome and delivers that."""
         started = time.monotonic()
-        self.outcome = "complete"
         self.progress.begin(job.id)
         try:
             self._make(job)
             self.breaker.note(None)
-            self.outbox.deliver(job, OUTCOME_RETRIES)
+            self.outcome = self.outbox.deliver(job, OUTCOME_RETRIES)
         except JobError as error:
             self.breaker.note(error)
             self._fail(job, error)
@@ -393,7 +390,7 @@ class Worker:
         if decided or has_film or isinstance(error, LeaseLost):
             self.outcome = "kept"
             log_event("job_kept", error.detail, job=job.id)
-            self.outbox.park(job, 1, self.settings.poll_interval)
+            self.outbox.park(job, self.settings.poll_interval)
             if decided and self.cancellation.stopping:
                 self.outbox.deliver(job, retries=0)
             return
@@ -404,7 +401,7 @@ class Worker:
             log_event("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
         try:
             job.conclude("fail", {"error": error.report()})
-            self.outbox.deliver(job, OUTCOME_RETRIES)
+            self.outcome = self.outbox.deliver(job, OUTCOME_RETRIES)
         except OSError as trouble:
             # A disk so full that not even this fits: what can be told is told now.
             log_event("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
@@ -419,7 +416,8 @@ class Worker:
             for name, spent in self.progress.seconds.items()
         }
         done = {"jobId": job.id, "outcome": self.outcome, "at": format_utc(time.time())}
-        self.outcomes = [*self.outcomes[-4:], done]
+        others = [one for one in self.outcomes if one["jobId"] != job.id]
+        self.outcomes = [*others[-4:], done]
         log_event("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
 
 

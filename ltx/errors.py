@@ -94,7 +94,10 @@ class Unavailable(Exception):
     """The other side gave no refusal; the same call may succeed later.
 
     lost: the call was sent, so it may have been done although its answer did not come.
+    lasting: another try at once would be in vain.
     """
+
+    lasting = False
 
     def __init__(
         self, detail: str, retry_after: float | None = None, *, lost: bool = False
@@ -105,6 +108,12 @@ class Unavailable(Exception):
 
 class ApiRefused(Unavailable):
     """The hosted side refuses a secret that it took before."""
+
+
+class StoreClosed(Unavailable):
+    """The store refuses our account, so every film alike, until the operator has mended that."""
+
+    lasting = True
 
 
 class Refusal(Exception):

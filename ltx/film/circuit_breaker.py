@@ -8,6 +8,7 @@ import time
 
 from ltx.errors import JobError
 from ltx.film.film import RenderContext
+from ltx.hosted.outbox import Outbox
 from ltx.job import job_bytes
 from ltx.settings import Settings
 from ltx.text import log_event
@@ -18,10 +19,13 @@ OPEN_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 
 
 class CircuitBreaker:
-    """Whether this box should take jobs: not on a full disk, nor after failures of its own."""
+    """Whether this box should take jobs: not on a full disk, nor while films wait for
+    a store that refuses us, nor after failures of its own.
+    """
 
-    def __init__(self, settings: Settings, context: RenderContext) -> None:
+    def __init__(self, settings: Settings, context: RenderContext, outbox: Outbox) -> None:
         self.settings, self.context, self.progress = settings, context, context.progress
+        self.outbox = outbox
         self.failures: list[JobError] = []
         self.probe_due, self.refused = 0.0, False
 
@@ -52,6 +56,8 @@ class CircuitBreaker:
         if free < needed:
             message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
             return JobError("media_failed", message)
+        if self.outbox.trouble:
+            return self.outbox.trouble
         if len(self.failures) < OPEN_AFTER:
             return None
         if time.monotonic() >= self.probe_due:
