@@ -28,7 +28,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import sys
 import threading
 import time
@@ -39,10 +38,12 @@ from typing import Any
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
 from ltx.errors import (
+    ApiRefused,
     ConfigError,
     DiskFull,
     JobError,
     LeaseLost,
+    NoSuchCall,
     Refusal,
     ToolFailed,
     Unavailable,
@@ -50,12 +51,13 @@ from ltx.errors import (
     is_disk_full,
 )
 from ltx.files import write_json
+from ltx.film.circuit_breaker import CircuitBreaker
 from ltx.film.film import Film, RenderContext
 from ltx.hosted.frames import FrameHost
 from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
 from ltx.hosted.queue_api import QueueApi
 from ltx.hosted.retry import Outage, Retry, backoff
-from ltx.job import JOB_ID, MAX_FRAMES, Job, job_bytes, parse_stage_data
+from ltx.job import JOB_ID, MAX_FRAMES, Job, parse_stage_data
 from ltx.operator.checks import GATE
 from ltx.operator.commands import render_command, workflow_command
 from ltx.operator.console import Bar, Systemd, signals, start_logging
@@ -67,9 +69,6 @@ from ltx.settings import VERSION, Settings, read_environ
 from ltx.state import state_folder, with_worker_id
 from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
-# After three jobs in a row that failed for reasons of this box, the worker takes no more until a
-# probe passes; the first probe comes after 6 poll intervals, then twice as late up to 120.
-OPEN_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 CLAIM_TRIES = 4
 
 
@@ -130,55 +129,6 @@ class Heartbeat:
             self.cancellation.hold_lease(job_id, lease - (time.monotonic() - sent))
 
 
-class CircuitBreaker:
-    """Whether this box should take jobs: not on a full disk, nor after failures of its own."""
-
-    def __init__(self, settings: Settings, context: RenderContext) -> None:
-        self.settings, self.context, self.progress = settings, context, context.progress
-        self.failures: list[JobError] = []
-        self.probe_due = 0.0
-
-    def is_open(self) -> bool:
-        """Whether this box should take no job now; says so once, and once when it is over."""
-        trouble = self._find_trouble()
-        if trouble and not self.progress.trouble:
-            message = f"No job is taken until this is mended: {trouble}\n{trouble.tail}".strip()
-            log_event("degraded", message, logging.ERROR)
-        elif self.progress.trouble and not trouble:
-            log_event("recovered")
-        self.progress.trouble = trouble.code if trouble else ""
-        return bool(trouble)
-
-    def _find_trouble(self) -> JobError | None:
-        free = shutil.disk_usage(self.settings.state_dir).free
-        needed = job_bytes(self.settings.size)
-        if free < needed:
-            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
-            return JobError("media_failed", message)
-        if len(self.failures) < OPEN_AFTER:
-            return None
-        if time.monotonic() >= self.probe_due:
-            try:
-                self.context.probe()
-                self.failures.clear()
-                return None
-            except JobError as error:
-                if error.code == "shutdown":
-                    raise
-                self.note(error)
-        return self.failures[-1]
-
-    def note(self, error: JobError | None) -> None:
-        """Counts failures of this box in a row; a bad job never counts, a film ends the row."""
-        if error is None:
-            self.failures.clear()
-        elif error.machine:
-            self.failures.append(error)
-            beyond = max(0, len(self.failures) - OPEN_AFTER)
-            pause = min(PROBE_CAP, PROBE_FIRST * 2 ** min(beyond, 16)) * self.settings.poll_interval
-            self.probe_due = time.monotonic() + pause
-
-
 class Worker:
     """Polls the queue and takes each job from the claim to the delivered outcome."""
 
@@ -188,10 +138,10 @@ class Worker:
         self.api = QueueApi(settings, cancellation)
         self.frames = FrameHost(settings, cancellation)
         self.context = RenderContext(settings, cancellation, self.progress)
-        self.breaker = CircuitBreaker(settings, self.context)
         self.outbox = Outbox(
             settings, cancellation, self.api, self.progress, self.context.media.probe
         )
+        self.breaker = CircuitBreaker(settings, self.context, self.outbox)
         self.heartbeat = Heartbeat(settings, cancellation, self.progress)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
@@ -262,9 +212,12 @@ class Worker:
         try:
             answer = self.api.pending()
         except Unavailable as error:
+            if isinstance(error, ApiRefused):
+                self.breaker.hear(error)
             self._rest(backoff(self.outage.note(error), asked=error.retry_after))
             return False
         self.outage.over()
+        self.breaker.hear()
         job = self._claim(answer["job"]) if answer["job"] else None
         if job:
             self._work(job)
@@ -320,6 +273,8 @@ class Worker:
                 log_event("job_ignored", message, logging.ERROR, job=one_line(repr(job_id), 80))
             self.ignored = job_id
             return None
+        if job_id in self.outbox.let_go:
+            return None
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
@@ -350,17 +305,13 @@ class Worker:
                 lease = self.api.lease_seconds(self.api.claim(job.id))
                 self.cancellation.hold_lease(job.id, math.inf if lease is None else lease)
                 log_event("claimed", job=job.id)
-                self.outbox.take(job)
+                return True
+            except NoSuchCall:
+                if not self.claim_skip_logged:
+                    log_event("claim_skipped", "The API has no claim of its own; a poll claims.")
+                self.claim_skip_logged = True
                 return True
             except Refusal as refusal:
-                if refusal.status in (405, 501):
-                    if not self.claim_skip_logged:
-                        log_event(
-                            "claim_skipped", "The API has no claim of its own; a poll claims."
-                        )
-                    self.claim_skip_logged = True
-                    self.outbox.take(job)
-                    return True
                 log_event("not_ours", one_line(refusal), job=job.id)
                 self.outbox.forget(job)
                 break
@@ -368,7 +319,7 @@ class Worker:
                 self.cancellation.end()
                 pause = backoff(tries, asked=error.retry_after)
                 log_event("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
-                self.outbox.park(job, tries, pause)
+                self.outbox.park(job, pause)
                 if tries < CLAIM_TRIES:
                     self.cancellation.wait(pause)
         self.cancellation.end()
@@ -404,12 +355,11 @@ class Worker:
     def _work(self, job: Job) -> None:
         """Takes a claimed job to its outcome and delivers that."""
         started = time.monotonic()
-        self.outcome = "complete"
         self.progress.begin(job.id)
         try:
             self._make(job)
             self.breaker.note(None)
-            self.outbox.deliver(job, OUTCOME_RETRIES)
+            self.outcome = self.outbox.deliver(job, OUTCOME_RETRIES)
         except JobError as error:
             self.breaker.note(error)
             self._fail(job, error)
@@ -440,7 +390,7 @@ class Worker:
         if decided or has_film or isinstance(error, LeaseLost):
             self.outcome = "kept"
             log_event("job_kept", error.detail, job=job.id)
-            self.outbox.park(job, 1, self.settings.poll_interval)
+            self.outbox.park(job, self.settings.poll_interval)
             if decided and self.cancellation.stopping:
                 self.outbox.deliver(job, retries=0)
             return
@@ -451,7 +401,7 @@ class Worker:
             log_event("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
         try:
             job.conclude("fail", {"error": error.report()})
-            self.outbox.deliver(job, OUTCOME_RETRIES)
+            self.outcome = self.outbox.deliver(job, OUTCOME_RETRIES)
         except OSError as trouble:
             # A disk so full that not even this fits: what can be told is told now.
             log_event("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
@@ -466,7 +416,8 @@ class Worker:
             for name, spent in self.progress.seconds.items()
         }
         done = {"jobId": job.id, "outcome": self.outcome, "at": format_utc(time.time())}
-        self.outcomes = [*self.outcomes[-4:], done]
+        others = [one for one in self.outcomes if one["jobId"] != job.id]
+        self.outcomes = [*others[-4:], done]
         log_event("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
 
 

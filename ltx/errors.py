@@ -91,11 +91,29 @@ class ConfigError(Exception):
 
 
 class Unavailable(Exception):
-    """The other side gave no refusal; the same call may succeed later."""
+    """The other side gave no refusal; the same call may succeed later.
 
-    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+    lost: the call was sent, so it may have been done although its answer did not come.
+    lasting: another try at once would be in vain.
+    """
+
+    lasting = False
+
+    def __init__(
+        self, detail: str, retry_after: float | None = None, *, lost: bool = False
+    ) -> None:
         super().__init__(detail)
-        self.retry_after = retry_after
+        self.retry_after, self.lost = retry_after, lost
+
+
+class ApiRefused(Unavailable):
+    """The hosted side refuses a secret that it took before."""
+
+
+class StoreClosed(Unavailable):
+    """The store refuses our account, so every film alike, until the operator has mended that."""
+
+    lasting = True
 
 
 class Refusal(Exception):
@@ -104,6 +122,10 @@ class Refusal(Exception):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status} {detail}")
         self.status = status
+
+
+class NoSuchCall(Refusal):
+    """The hosted side answers, but has no such call."""
 
 
 class ToolFailed(Exception):

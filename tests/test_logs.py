@@ -168,7 +168,7 @@ def test_a_blob_store_that_names_the_token_gets_it_neither_into_the_log_nor_to_t
     box: Box, length: int
 ) -> None:
     told = f"{'x' * length}The token {TOKEN} may not write here."
-    body = {"error": {"code": "forbidden", "message": told}}
+    body = {"error": {"code": "bad_request", "message": told}}
     box.hosted.fault("PUT /api/blob*", status=403, body=body)
     job = box.add_job()
     worker = box.run_once()

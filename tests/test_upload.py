@@ -313,15 +313,13 @@ def test_all_tries_share_one_request_id_and_count_up(upload: Upload) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "sentence"),
     [
-        (403, "forbidden", "Access denied, please provide a valid token."),
-        (403, "store_suspended", "Store is suspended"),
-        (403, "store_not_found", "This store does not exist."),
         (400, "bad_request", "The pathname is too long."),
-        (503, "not_allowed", "This store takes no more films."),
+        (403, "file_too_large", "The file length cannot be greater than 1 MB."),
+        (412, "precondition_failed", "The object was changed."),
     ],
     ids=lambda value: str(value).replace(" ", "-")[:16],
 )
-def test_a_refusal_fails_the_job_at_once_and_says_why(
+def test_a_refusal_of_this_film_fails_the_job_at_once_and_says_why(
     upload: Upload, status: int, code: str, sentence: str
 ) -> None:
     upload.hosted.fault(PUT, times=-1, status=status, body=refusal(code, sentence))
@@ -335,21 +333,3 @@ def check_refused(upload: Upload, *sentences: str, **settings: str) -> None:
     error = job["outcome"]["error"]
     assert error["code"] == "upload_failed"
     assert all(sentence in error["message"] for sentence in sentences), error
-
-
-@pytest.mark.parametrize("access", ["public", "private"])
-def test_an_access_that_the_store_does_not_have_says_what_to_set(
-    upload: Upload, access: str
-) -> None:
-    other = {"public": "private", "private": "public"}[access]
-    upload.hosted.set_options(blobAccess=other)
-    sentence = f"The store is configured with {other} access."
-    check_refused(upload, sentence, "BLOB_ACCESS", BLOB_ACCESS=access)
-    assert methods(upload.asked()) == ["GET", "PUT"]
-
-
-def test_a_wrong_token_is_found_out_before_the_film_is_sent(upload: Upload) -> None:
-    wrong = f"vercel_blob_rw_{STORE}_wrong"
-    sentence = "Access denied, please provide a valid token."
-    check_refused(upload, sentence, "BLOB_READ_WRITE_TOKEN", BLOB_READ_WRITE_TOKEN=wrong)
-    assert methods(upload.asked()) == ["GET"]

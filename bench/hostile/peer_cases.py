@@ -227,7 +227,7 @@ def blob(place: Place) -> Iterator[Case]:
         "an error of numbers": answer({"error": {"code": "unknown_error", "message": []}}, "400 x"),
     }
     yield from table("Blob", "delivered", rows)
-    refusal = {"error": {"code": "forbidden", "message": "x\n2099-01-01 INFO delivered" * 9999}}
+    refusal = {"error": {"code": "bad_request", "message": "x\n2099-01-01 INFO delivered" * 9999}}
     yield Case("Blob", "a refusal of 240 kB", "upload_failed", answer(refusal, "403 Forbidden"))
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from ltx.cancellation import Cancellation
-from ltx.errors import Refusal, Unavailable
+from ltx.errors import Refusal, StoreClosed, Unavailable
 from ltx.files import file_md5
 from ltx.hosted.http import NOT_JSON, HeaderAuth, Http, Reply
 from ltx.hosted.retry import Retry
@@ -78,17 +78,34 @@ BLOB_FIXES = {
     "access": "set BLOB_ACCESS to what the store was made with",
 }
 BLOB_TRANSIENT = ("service_unavailable", "internal_server_error", "rate_limited", "unknown_error")
+# What is wrong with one object; every other code is about the account or its store.
+BLOB_OBJECT = (
+    "bad_request",
+    "not_found",
+    "blob_not_found",
+    "precondition_failed",
+    "file_too_large",
+    "content_type_not_allowed",
+)
 
 
 def read_blob_error(reply: Reply) -> Unavailable | Refusal:
-    """Decides on Vercel's error code, not on the status: transient, or a final refusal."""
+    """Decides on Vercel's error code, not on the status.
+
+    Unavailable for what passes, StoreClosed for what concerns the account, Refusal for what
+    concerns this one object.
+    """
     error = as_dict(as_dict(reply.json_or(None)).get("error"))
     code, message = str(error.get("code") or "unknown_error"), one_line(error.get("message", ""))
     if code in BLOB_TRANSIENT:
         message = f"status {reply.status} {code} {message}"
         return Unavailable(message.strip(), reply.retry_after())
-    hint = BLOB_FIXES.get("access" if " access on a " in message else code, "")
-    return Refusal(reply.status, f"{code}: {message}{f' ({hint})' if hint else ''}")
+    is_access = " access on a " in message
+    hint = BLOB_FIXES.get("access" if is_access else code, "")
+    message = f"{code}: {message}{f' ({hint})' if hint else ''}"
+    if code in BLOB_OBJECT and not is_access:
+        return Refusal(reply.status, message)
+    return StoreClosed(f"the store refuses us: {reply.status} {message}", reply.retry_after())
 
 
 class Blob:
@@ -104,8 +121,8 @@ class Blob:
         """Uploads a file and returns its URL.
 
         Four tries over some seconds. Each begins with a look at what is there, because a try
-        that seemed to fail may have landed. Raises Unavailable when no try got through, Refusal
-        for a refusal, JobError when cancelled.
+        that seemed to fail may have landed. Raises Unavailable when no try got through, StoreClosed
+        at once, Refusal when this object is refused, JobError when cancelled.
         """
         request_id = f"{self.store}:{time.time_ns() // 10**6}:{uuid.uuid4().hex[:12]}"
 

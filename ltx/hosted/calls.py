@@ -86,7 +86,7 @@ class Caller:
             while not (wait or self.wait)(min(WATCH_S, end - time.monotonic()), thread.done):
                 meanwhile()
                 if time.monotonic() >= end:
-                    raise Unavailable(f"no answer within {seconds:g} s")
+                    raise Unavailable(f"no answer within {seconds:g} s", lost=True)
         except BaseException:
             self._hang_up(thread)
             raise

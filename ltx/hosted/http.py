@@ -191,7 +191,15 @@ class Http:
         except NETWORK_ERRORS as error:
             if is_disk_full(error):
                 raise DiskFull from error
-            raise Unavailable(f"{type(error).__name__}: {one_line(error)}") from error
+            detail = f"{type(error).__name__}: {one_line(error)}"
+            raise Unavailable(detail, lost=not is_unsent(error)) from error
+
+
+def is_unsent(error: BaseException) -> bool:
+    """Whether there was no connection, so that the other side never heard of the call."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    unmade = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+    return isinstance(error, requests.ConnectTimeout) or isinstance(cause, unmade)
 
 
 def copy_capped(raw: Any, target: IO[bytes], limit: int) -> None:

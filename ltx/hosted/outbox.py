@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.errors import ConfigError, JobError, Refusal, Unavailable
-from ltx.files import read_json
+from ltx.errors import ConfigError, JobError, NoSuchCall, Refusal, StoreClosed, Unavailable
+from ltx.files import read_json, write_json_durably
 from ltx.hosted.blob import Blob
 from ltx.hosted.queue_api import QueueApi
 from ltx.hosted.retry import backoff
@@ -18,10 +18,15 @@ from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
 from ltx.progress import Progress
 from ltx.settings import Settings
 from ltx.state import set_aside
-from ltx.text import as_dict, log_event, one_line
+from ltx.text import as_dict, as_list, log_event, one_line
 
 OUTCOME_RETRIES = 3
 PARKED_CAP_S = 300.0
+# Some 130 kB of ids at most; an API that cannot hear of failures offers few of them for long.
+LET_GO_KEPT = 1000
+# What becomes of a job that is neither delivered nor failed.
+WAITS_FOR_STORE, NOT_REPORTED = "waits_for_store", "not_reported"
+DECIDED_OTHERWISE, LET_GO = "refused", "let_go"
 Probe = Callable[[Path], Mapping[str, Any]]
 
 
@@ -29,7 +34,8 @@ class Outbox:
     """Films and outcomes on their way to the hosted side, for as long as that takes.
 
     probe: what is known of a film's video stream.
-    `parked`: by job id, how often it was tried in vain and when it is due again.
+    `parked`: by job id, how often its delivery was tried in vain and when it is due again.
+    `closed`: why the store takes no film of this account, while it does so.
     """
 
     def __init__(
@@ -44,50 +50,65 @@ class Outbox:
         self.blob = Blob(settings, cancellation)
         self.state_dir = settings.state_dir
         self.parked: dict[str, tuple[int, float]] = {}
+        self.closed: JobError | None = None
         self.delivered = 0
+        # Films that were reported complete without an answer: a 409 says that it was heard.
+        self.unanswered: set[str] = set()
+        # Jobs whose failure could not be reported; they are not taken again, also after a restart.
+        self.let_go = as_list(read_json(self.state_dir / "let-go.json").get("jobs"))
 
-    def park(self, job: Job, tries: int, pause: float) -> None:
-        self.parked[job.id] = (tries, time.monotonic() + pause)
+    @property
+    def trouble(self) -> JobError | None:
+        """Why no job should be taken: films wait for a store that refuses us."""
+        return self.closed if self.parked else None
 
-    def take(self, job: Job) -> None:
-        """The job is in the worker's hands again."""
-        self.parked.pop(job.id, None)
+    def park(self, job: Job, pause: float, tries: int | None = None) -> None:
+        """tries: as before when None, so that the pauses go on growing after another claim."""
+        known, _ = self.parked.get(job.id, (0, 0.0))
+        self.parked[job.id] = (known if tries is None else tries, time.monotonic() + pause)
 
     def forget(self, job: Job) -> None:
-        self.take(job)
+        self.parked.pop(job.id, None)
+        self.unanswered.discard(job.id)
         job.remove()
 
     def set_aside(self, job: Job, why: object) -> None:
         """Takes a job that cannot be gone on with out of the spool, so that the others go on."""
-        self.take(job)
+        self.parked.pop(job.id, None)
         there = set_aside(job.folder, self.state_dir)
         message = f"What is kept of it cannot be read ({one_line(why)}); it was moved to {there}."
         log_event("job_set_aside", message, logging.ERROR, job=job.id)
 
-    def deliver(self, job: Job, retries: int) -> None:
+    def deliver(self, job: Job, retries: int) -> str:
         """Uploads and reports, with retries; what still fails stays in the spool for later.
 
-        Later is between polls and at every start, until a 2xx or a final refusal.
+        Later is between polls and at every start, until a 2xx or a final refusal. Returns the
+        outcome in a word: `complete` for a film that was delivered, the code of a failure that
+        was reported, else one of the words above.
         """
         tries, _ = self.parked.get(job.id, (0, 0.0))
         for again in range(retries + 1):
             try:
-                self._tell(job)
-                return self.forget(job)
+                outcome = self._tell(job)
+                self.forget(job)
+                return outcome
             except Unavailable as error:
                 tries += 1
+                if isinstance(error, StoreClosed):
+                    self.closed = JobError("upload_failed", str(error))
                 if tries == 1 or tries % 10 == 0:
                     log_event(
                         "deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries
                     )
                 pause = backoff(tries, PARKED_CAP_S, error.retry_after)
-                self.park(job, tries, pause)
+                self.park(job, pause, tries)
                 # An upload has had its tries; other jobs need not wait for the store to come back.
                 if again == retries or self.cancellation.stopping or not job.outcome.exists():
-                    return
+                    break
                 self.cancellation.wait(backoff(tries, asked=error.retry_after))
+        return NOT_REPORTED if job.outcome.exists() else WAITS_FOR_STORE
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: Job) -> str:
         if not read_json(job.outcome).get("verb"):
             self._upload(job)
         outcome = read_json(job.outcome)
@@ -95,23 +116,42 @@ class Outbox:
         self.progress.update("reporting")
         try:
             self._report(job, verb, as_dict(outcome.get("body")))
+        except NoSuchCall:
+            self._let_go(job, as_dict(as_dict(outcome.get("body")).get("error")))
+            return LET_GO
         except Refusal as refusal:
             message = f"The hosted side decided otherwise: {refusal}."
             log_event("outcome_refused", message, logging.WARNING, job=job.id, verb=verb)
+            return DECIDED_OTHERWISE
         except ConfigError as error:
             # The next poll ends the worker with this; the outcome waits for the right secret.
             raise Unavailable(str(error)) from error
-        else:
-            self.delivered += verb == "complete"
-            log_event("delivered", job=job.id, verb=verb)
+        self.delivered += verb == "complete"
+        log_event("delivered", job=job.id, verb=verb)
+        failure = as_dict(as_dict(outcome.get("body")).get("error"))
+        return str(failure.get("code", verb))
+
+    def _let_go(self, job: Job, error: Mapping[str, Any]) -> None:
+        """Ends with a failure that the API has no call to hear of; a stop is no such failure."""
+        message = f"The API has no fail, so nobody is told: {one_line(error.get('message'))}"
+        log_event("let_go", message, logging.WARNING, job=job.id)
+        if error.get("code") != "shutdown":
+            self.let_go = [*self.let_go, job.id][-LET_GO_KEPT:]
+            write_json_durably(self.state_dir / "let-go.json", {"jobs": self.let_go})
 
     def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
         try:
             self.api.finish(job.id, verb, body)
+        except Unavailable as error:
+            if verb == "complete" and error.lost:
+                self.unanswered.add(job.id)
+            raise
         except Refusal as refusal:
-            # The lease may have run out in an outage; a film is worth asking for the job again.
             if verb != "complete" or refusal.status != 409:
                 raise
+            if job.id in self.unanswered:
+                return
+            # The lease may have run out in an outage; a film is worth asking for the job again.
             self.api.claim(job.id)
             self.api.finish(job.id, verb, body)
 
@@ -125,7 +165,9 @@ class Outbox:
         try:
             with self.progress.timed("upload", job=job.id, bytes=size):
                 url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+            self.closed = None
         except Refusal as refusal:
+            self.closed = None
             log_event("upload_refused", str(refusal), logging.ERROR, job=job.id)
             error = JobError("upload_failed", one_line(refusal))
             return job.conclude("fail", {"error": error.report()})

@@ -65,7 +65,7 @@ class Retry:
             try:
                 return call(tries)
             except Unavailable as error:
-                if tries >= self.tries:
+                if tries >= self.tries or error.lasting:
                     raise
                 pause = backoff(tries, self.cap, error.retry_after)
                 on_failure(error, tries, pause)
