@@ -43,6 +43,7 @@ from ltx.errors import (
     DiskFull,
     JobError,
     LeaseLost,
+    NoSuchCall,
     Refusal,
     ToolFailed,
     Unavailable,
@@ -320,6 +321,8 @@ class Worker:
                 log_event("job_ignored", message, logging.ERROR, job=one_line(repr(job_id), 80))
             self.ignored = job_id
             return None
+        if job_id in self.outbox.let_go:
+            return None
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
@@ -352,15 +355,13 @@ class Worker:
                 log_event("claimed", job=job.id)
                 self.outbox.take(job)
                 return True
+            except NoSuchCall:
+                if not self.claim_skip_logged:
+                    log_event("claim_skipped", "The API has no claim of its own; a poll claims.")
+                self.claim_skip_logged = True
+                self.outbox.take(job)
+                return True
             except Refusal as refusal:
-                if refusal.status in (405, 501):
-                    if not self.claim_skip_logged:
-                        log_event(
-                            "claim_skipped", "The API has no claim of its own; a poll claims."
-                        )
-                    self.claim_skip_logged = True
-                    self.outbox.take(job)
-                    return True
                 log_event("not_ours", one_line(refusal), job=job.id)
                 self.outbox.forget(job)
                 break

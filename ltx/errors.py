@@ -98,12 +98,20 @@ class Unavailable(Exception):
         self.retry_after = retry_after
 
 
+class ApiRefused(Unavailable):
+    """The hosted side refuses a secret that it took before."""
+
+
 class Refusal(Exception):
     """The other side understood and said no."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status} {detail}")
         self.status = status
+
+
+class NoSuchCall(Refusal):
+    """The hosted side answers, but has no such call."""
 
 
 class ToolFailed(Exception):

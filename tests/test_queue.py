@@ -578,7 +578,6 @@ def test_a_final_answer_ends_an_outcome(service: Service, status: int) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        {"status": 404, "body": PAGE},
         {"status": 410, "body": PAGE},
         {"status": 200, "body": PAGE},
         {"status": 500, "body": {"error": "oops"}},

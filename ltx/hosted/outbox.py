@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.errors import ConfigError, JobError, Refusal, Unavailable
-from ltx.files import read_json
+from ltx.errors import ConfigError, JobError, NoSuchCall, Refusal, Unavailable
+from ltx.files import read_json, write_json_durably
 from ltx.hosted.blob import Blob
 from ltx.hosted.queue_api import QueueApi
 from ltx.hosted.retry import backoff
@@ -18,10 +18,12 @@ from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
 from ltx.progress import Progress
 from ltx.settings import Settings
 from ltx.state import set_aside
-from ltx.text import as_dict, log_event, one_line
+from ltx.text import as_dict, as_list, log_event, one_line
 
 OUTCOME_RETRIES = 3
 PARKED_CAP_S = 300.0
+# Some 130 kB of ids at most; an API that cannot hear of failures offers few of them for long.
+LET_GO_KEPT = 1000
 Probe = Callable[[Path], Mapping[str, Any]]
 
 
@@ -45,6 +47,8 @@ class Outbox:
         self.state_dir = settings.state_dir
         self.parked: dict[str, tuple[int, float]] = {}
         self.delivered = 0
+        # Jobs whose failure could not be reported; they are not taken again, also after a restart.
+        self.let_go = as_list(read_json(self.state_dir / "let-go.json").get("jobs"))
 
     def park(self, job: Job, tries: int, pause: float) -> None:
         self.parked[job.id] = (tries, time.monotonic() + pause)
@@ -95,6 +99,8 @@ class Outbox:
         self.progress.update("reporting")
         try:
             self._report(job, verb, as_dict(outcome.get("body")))
+        except NoSuchCall:
+            self._let_go(job, as_dict(as_dict(outcome.get("body")).get("error")))
         except Refusal as refusal:
             message = f"The hosted side decided otherwise: {refusal}."
             log_event("outcome_refused", message, logging.WARNING, job=job.id, verb=verb)
@@ -104,6 +110,14 @@ class Outbox:
         else:
             self.delivered += verb == "complete"
             log_event("delivered", job=job.id, verb=verb)
+
+    def _let_go(self, job: Job, error: Mapping[str, Any]) -> None:
+        """Ends with a failure that the API has no call to hear of; a stop is no such failure."""
+        message = f"The API has no fail, so nobody is told: {one_line(error.get('message'))}"
+        log_event("let_go", message, logging.WARNING, job=job.id)
+        if error.get("code") != "shutdown":
+            self.let_go = [*self.let_go, job.id][-LET_GO_KEPT:]
+            write_json_durably(self.state_dir / "let-go.json", {"jobs": self.let_go})
 
     def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
         try:
