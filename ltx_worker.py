@@ -467,16 +467,16 @@ class Worker:
 def run_command(options: argparse.Namespace) -> int:
     settings = Settings.load(read_environ())
     handler = start_logging(settings)
-    cancellation = Cancellation()
     try:
-        return serve(settings, cancellation, handler, options.once)
+        return serve(settings, handler, options.once)
     except ConfigError as error:
         Systemd(settings).tell(f"failed: {one_line(error)}")
         raise
 
 
-def serve(settings: Settings, cancellation: Cancellation, handler: LogLines, once: bool) -> int:
+def serve(settings: Settings, handler: LogLines, once: bool) -> int:
     """Serves the queue and returns the exit code. Raises ConfigError."""
+    cancellation = Cancellation()
     check_box(settings, cancellation, GATE)
     if not settings.watermark.is_file():
         message = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from ltx.comfyui.answers import Misfit
 from ltx.comfyui.workflow import ClipSpec, build_workflow
@@ -29,6 +30,11 @@ def check_comfyui(context: DoctorContext) -> Iterator[Answer]:
     settings = context.settings
     if context.comfy.answers():
         how = f"answers at {context.comfy.url} and is not ended by us"
+    elif context.comfy.stranger:
+        port = urlsplit(settings.comfyui_url).port or 80
+        why = f"at COMFYUI_URL={settings.comfyui_url} {context.comfy.stranger}"
+        yield "FAIL", why, f"ss -ltnp 'sport = :{port}'"
+        return
     else:
         try:
             context.boot()
