@@ -253,7 +253,8 @@ def test_what_comfyui_lacks_is_named_with_what_to_install(
     (shift.box.folder / "environ").write_text(lack)
     outcome, log = shift.serve()
     assert_failed(outcome, code, told)
-    assert "got prompt" in log, "the last lines of ComfyUI's log are not told"
+    assert "To see the GUI" in log, "the last lines of ComfyUI's log are not told"
+    assert not shift.events("prompt"), "a graph that cannot run was queued"
     assert len(shift.pids("boot")) == 1, "it was tried again"
 
 
