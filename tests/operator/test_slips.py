@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ltx.job import parse_stage_data
 from ltx.settings import Settings
 from tests.conftest import ROOT, Box, install
 from tests.pictures import picture
+from tests.test_doctor import look, only, program
 from tests.test_settings import NEEDED, problems
 
 ENV_TEXT = "".join(f"{name}={value}\n" for name, value in NEEDED.items())
@@ -174,6 +176,21 @@ def test_a_secret_that_the_readers_of_env_take_apart_is_refused(secret: str) -> 
 def test_a_network_that_is_none_is_refused(hosts: str) -> None:
     [problem] = problems({"FRAME_HOSTS": hosts})
     assert "networks like" in problem
+
+
+# Tools
+
+
+def test_what_a_library_prints_into_a_tools_standard_error_is_not_parsed(box: Box) -> None:
+    """As one that a desktop preloads, or libgcrypt, does."""
+    warning = "echo 'Warning: using insecure memory!' >&2"
+    for tool in ("ffmpeg", "ffprobe"):
+        path = program(box, tool, f'{warning}\nexec {shutil.which(tool)} "$@"')
+    assert only(look(box, "watermark", PATH=path))[0] != "FAIL"
+    job = box.add_job(watermark=True)
+    worker = box.run_once(PATH=path, CLIP_GATE="warn")
+    assert box.hosted.job(job)["state"] == "completed", worker.log
+    assert "cannot be decoded" not in worker.log
 
 
 # Addresses

@@ -5,15 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ltx.operator.console import Systemd
+from ltx.settings import Settings
 from ltx.state import claim_folder
 from tests.conftest import Box
 from tests.test_commands import ask
 from tests.test_service import Notified, notified
+from tests.test_settings import NEEDED
 
 __all__ = ["notified"]
 
@@ -62,3 +67,18 @@ def test_status_trusts_the_lock_over_the_file(box: Box, held: Path, left: object
     told = ask(box, "status")[1]
     assert "A worker runs" in told
     assert "cannot write what it does" in told
+
+
+@pytest.mark.parametrize("name", ["a@b", "@in/the middle"])
+def test_only_a_leading_at_sign_is_the_abstract_namespace(name: str) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+    ):
+        # A folder or file of the file system, though there is an @ in its path.
+        path = Path(folder) / name
+        path.parent.mkdir(exist_ok=True)
+        systemd.bind(str(path))
+        systemd.settimeout(10)
+        Systemd(Settings.load({**NEEDED, "NOTIFY_SOCKET": str(path)})).send("READY=1")
+        assert systemd.recv(100) == b"READY=1"
