@@ -18,7 +18,8 @@ The life of a job, and the room of each step:
 Here are the loop, one job's story, the heartbeat, the circuit breaker and the arguments;
 docs/design.md says where everything else is.
 
-Exit codes: 0 clean stop or success, 1 the work failed, 2 usage, 78 configuration.
+Exit codes: 0 clean stop or success, 1 the work failed, 2 usage, 74 the state folder cannot be
+written now, 75 another worker uses it, 78 configuration. systemd starts again after all but 0, 78.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from ltx.hosted.retry import Outage, Retry, backoff
 from ltx.job import JOB_ID, MAX_FRAMES, Job, parse_stage_data
 from ltx.operator.checks import GATE
 from ltx.operator.commands import render_command, workflow_command
-from ltx.operator.console import Bar, Systemd, signals, start_logging
+from ltx.operator.console import Bar, LogLines, Systemd, signals, start_logging
 from ltx.operator.doctor import check_box, doctor_command
 from ltx.operator.status import status_command
 from ltx.process import harden_process, read_gpu, sweep_leftovers
@@ -181,11 +182,12 @@ class Worker:
         self.outbox.parked = {order.parent.name: (0, 0.0) for order in orders}
 
     def stop(self) -> None:
-        self.systemd.send("STOPPING=1")
+        self.systemd.send("STOPPING=1", "STATUS=stopping")
         self.context.processes.stop()
         if self.heartbeat.alive:
             self.heartbeat.stop()
         self._write_status()
+        self.systemd.tell("failed" if sys.exc_info()[1] else "stopped")
         log_event("stopped")
 
     def tick(self) -> bool:
@@ -424,6 +426,15 @@ class Worker:
 def run_command(options: argparse.Namespace) -> int:
     settings = Settings.load(read_environ())
     handler = start_logging(settings)
+    try:
+        return serve(settings, handler, options.once)
+    except ConfigError as error:
+        Systemd(settings).tell(f"failed: {one_line(error)}")
+        raise
+
+
+def serve(settings: Settings, handler: LogLines, once: bool) -> int:
+    """Serves the queue and returns the exit code. Raises ConfigError."""
     cancellation = Cancellation()
     check_box(settings, cancellation, GATE)
     if not settings.watermark.is_file():
@@ -433,7 +444,7 @@ def run_command(options: argparse.Namespace) -> int:
         worker = Worker(with_worker_id(settings), cancellation)
         worker.on_progress = Bar(worker.progress, handler).draw
         try:
-            return worker.run(options.once)
+            return worker.run(once)
         finally:
             handler.draw("")
 
@@ -479,7 +490,7 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         for problem in error.problems:
             print(f"ltx_worker: {problem}", file=sys.stderr)
-        return 78
+        return error.exit_code
     except UsageError as error:
         print(f"ltx_worker: {error}", file=sys.stderr)
         return 2

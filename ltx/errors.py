@@ -27,7 +27,7 @@ FAULTS: dict[str, Fault] = {
     "comfyui_unavailable": Fault(True, "The renderer did not start."),
     "comfyui_missing_node": Fault(True, "The renderer lacks an extension."),
     "comfyui_missing_model": Fault(True, "The renderer lacks a model file."),
-    "comfyui_rejected": Fault(False, "The renderer refused the workflow."),
+    "comfyui_rejected": Fault(True, "The renderer refused the workflow."),
     "comfyui_failed": Fault(True, "The renderer failed while making a clip."),
     "gpu_out_of_memory": Fault(True, "The graphics card ran out of memory."),
     "clip_timeout": Fault(True, "A clip took too long to render."),
@@ -42,6 +42,7 @@ MACHINE_FAULTS = (
     "comfyui_unavailable",
     "comfyui_missing_node",
     "comfyui_missing_model",
+    "comfyui_rejected",
     "gpu_out_of_memory",
 )
 
@@ -85,9 +86,23 @@ class LeaseLost(JobError):
 class ConfigError(Exception):
     """The operator has to change something before the worker can run."""
 
+    exit_code = 78
+
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class StateUnusable(ConfigError):
+    """The state folder cannot be written now, as on a full disk: a later start may."""
+
+    exit_code = 74
+
+
+class LockHeld(ConfigError):
+    """Another worker uses the state folder: a later start may find it free."""
+
+    exit_code = 75
 
 
 class Unavailable(Exception):

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -54,14 +54,16 @@ class Child:
     def __init__(
         self, command: Sequence[str], settings: Settings, output: IO[bytes],
         cwd: Path | None = None, niceness: int = 0, oom_score: int = 0,
+        errors: IO[bytes] | None = None,
     ) -> None:  # fmt: skip
-        self.output = output
+        """errors: where its standard error goes, with `output` when there is no such file."""
+        self.output, self.errors = output, errors or output
         conditions = map(str, (os.getpid(), niceness, oom_score))
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", LAUNCHER, *conditions, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=self.errors,
             cwd=cwd,
             env={**settings.child_environ, OWNER_MARK: str(settings.state_dir)},
             start_new_session=True,
@@ -87,6 +89,12 @@ class Child:
             if found := re.search(r"^RssAnon:\s*(\d+) kB", status, re.MULTILINE):
                 return int(found[1]) * 1024
         return 0
+
+    def listens_on(self, port: int) -> bool:
+        """Whether the socket that listens on a TCP port is held by a process of its group."""
+        root = Path(f"/proc/{self.process.pid}/net")
+        held = {f"socket:[{inode}]" for inode in listening_inodes(root, port)}
+        return any(not held.isdisjoint(open_files(pid)) for pid in group_of(self.process.pid))
 
     def ask_to_end(self) -> None:
         if self.alive:
@@ -119,10 +127,10 @@ class Child:
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
     def tail(self, lines: int = LOG_TAIL_LINES) -> str:
-        """The last lines it printed, without colours."""
-        size = os.fstat(self.output.fileno()).st_size
+        """The last lines it printed on standard error, without colours."""
+        size = os.fstat(self.errors.fileno()).st_size
         start = max(0, size - 16_384)
-        text = os.pread(self.output.fileno(), 16_384, start).decode(errors="replace")
+        text = os.pread(self.errors.fileno(), 16_384, start).decode(errors="replace")
         text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
@@ -131,6 +139,35 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def listening_inodes(root: Path, port: int) -> Iterator[str]:
+    """The inodes of the sockets that listen on a TCP port, from /proc/net as proc(5) has it."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (root / table).read_text().splitlines()[1:]:
+                # sl local_address rem_address st tx_rx tr_tm retrnsmt uid timeout inode
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
+
+
+def group_of(leader: int) -> Iterator[int]:
+    """The processes of a process group, its leader first."""
+    yield leader
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(entry.name) != leader and os.getpgid(int(entry.name)) == leader:
+                yield int(entry.name)
+
+
+def open_files(pid: int) -> set[str]:
+    found = set[str]()
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(file))
+    return found
 
 
 def sweep_leftovers(state_dir: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import ipaddress
 import os
 import re
 import shlex
@@ -24,6 +26,18 @@ VERSION = "1.0.0"
 Test = Callable[[str], object]
 SAMPLERS = ("euler_ancestral_cfg_pp", "euler_ancestral", "euler")
 SECRET_NAMES = ("VIDEOGEN_WORKER_SECRET", "BLOB_READ_WRITE_TOKEN")
+# What ComfyUI is given by us; argparse takes any unique beginning of a flag for it.
+OUR_FLAGS = {
+    "--port": "COMFYUI_URL has the port",
+    "--listen": "to watch from elsewhere, forward the port: ssh -L 8188:localhost:8188 BOX",
+    **dict.fromkeys(
+        ("--input-directory", "--output-directory", "--temp-directory", "--base-directory"),
+        "the worker gives each process folders of its own",
+    ),
+    "--database-url": "the worker gives each process a database of its own",
+}
+# requests looks for these in the process's environment by itself.
+NETWORK_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle")
 SYSTEMD_NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -38,8 +52,10 @@ def is_plain_url(url: str) -> bool:
     """True for an http(s) address with a host, a sane port and no credentials."""
     try:
         parts = urlsplit(url)
+        # urlsplit drops a newline without a word; requests would send to another address.
         return bool(
-            parts.scheme in ("http", "https")
+            url.isprintable()
+            and parts.scheme in ("http", "https")
             and parts.hostname
             and (parts.port is None or parts.port > 0)
             and "@" not in parts.netloc
@@ -60,6 +76,24 @@ def split_words(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError:
         return ()
+
+
+def find_our_flag(words: Sequence[str]) -> str:
+    """The first word that would undo a flag of ours: as it is, cut short, or with a =value."""
+    flags = (word.split("=")[0] for word in words if len(word) > 2)
+    return next((flag for flag in flags if any(our.startswith(flag) for our in OUR_FLAGS)), "")
+
+
+def split_list(text: str) -> list[str]:
+    return [part for part in re.split(r"[,\s]+", text) if part]
+
+
+def is_host(text: str) -> bool:
+    """Whether an entry of FRAME_HOSTS is a name, an address, or a network like 10.0.0.0/8."""
+    try:
+        return "/" not in text or bool(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        return False
 
 
 RENDER_NEEDS = ("COMFYUI_DIR", "COMFYUI_PYTHON")
@@ -98,10 +132,19 @@ class Reader:
 
     def words(self, name: str) -> tuple[str, ...]:
         value = self.text(name, "", lambda text: split_words(text), "close the quotation marks.")
+        if flag := find_our_flag(split_words(value)):
+            why = next(why for our, why in OUR_FLAGS.items() if our.startswith(flag))
+            self.problems.append(f"{name}={value!r}: leave out {flag}; {why}.")
         return split_words(value)
 
     def hosts(self, name: str) -> frozenset[str]:
-        return frozenset(filter(None, re.split(r"[,\s]+", self.text(name).lower())))
+        fix = "give names, addresses or networks like 198.18.0.0/15, with commas between."
+        value = self.text(name, "", lambda text: all(map(is_host, split_list(text))), fix)
+        return frozenset(split_list(value.lower()))
+
+    def ca_bundle(self, name: str) -> str:
+        fix = "there is no such file; give the certificates in one PEM file."
+        return self.text(name, self.environ.get("SSL_CERT_FILE", ""), os.path.exists, fix)
 
     def url(self, name: str, default: str = "") -> str:
         fix = "give an address like https://example.com."
@@ -152,7 +195,10 @@ class Settings:
 
     api_url: str = setting(Reader.url, "API_URL")
     secret: str = setting(
-        Reader.matching, "VIDEOGEN_WORKER_SECRET", r"[!-~]{8,}", "use 8 or more plain characters."
+        Reader.matching,
+        "VIDEOGEN_WORKER_SECRET",
+        r"[!-~]{8,}",
+        "use 8 or more plain characters: no spaces, no letters beyond ASCII.",
     )
     blob_token: str = setting(
         Reader.matching,
@@ -172,6 +218,7 @@ class Settings:
     boot_timeout: float = setting(Reader.seconds, "COMFYUI_BOOT_TIMEOUT_S", 180, 1, 3600)
     watermark: Path = setting(Reader.path, "WATERMARK_PATH")
     frame_hosts: frozenset[str] = setting(Reader.hosts, "FRAME_HOSTS")
+    ca_bundle: str = setting(Reader.ca_bundle, "REQUESTS_CA_BUNDLE")
     sampler: str = setting(Reader.choice, "LTX_SAMPLER", SAMPLERS)
     clip_gate: str = setting(Reader.choice, "CLIP_GATE", ("enforce", "warn", "off"))
     checkpoint: str = setting(
@@ -213,6 +260,30 @@ ENV_FILE = Path(__file__).resolve().parents[1] / ".env"
 
 
 def read_environ() -> dict[str, str]:
-    """The environment over the .env beside the script."""
-    beside = dotenv.dotenv_values(ENV_FILE, interpolate=False)
-    return {**{name: value for name, value in beside.items() if value is not None}, **os.environ}
+    """The environment over the .env beside the script. Raises ConfigError.
+
+    What requests reads by itself is honoured in .env too.
+    """
+    environ = {**read_env_file(), **os.environ}
+    if bundle := environ.get("REQUESTS_CA_BUNDLE") or environ.get("SSL_CERT_FILE"):
+        environ["REQUESTS_CA_BUNDLE"] = bundle
+    os.environ.update({n: value for n, value in environ.items() if n.lower() in NETWORK_NAMES})
+    return environ
+
+
+def read_env_file() -> dict[str, str]:
+    """What .env sets; nothing where there is none. Raises ConfigError for what is no text."""
+    if not ENV_FILE.exists():
+        return {}
+    try:
+        text = ENV_FILE.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fix = "save it as UTF-8 (iconv -f utf-16 or -f latin1 -t utf-8 makes it so)."
+        raise ConfigError(f"{ENV_FILE} is not UTF-8 text: {fix}") from error
+    except OSError as error:
+        fix = "make it a file that you can read."
+        raise ConfigError(f"{ENV_FILE}: {error.strerror}; {fix}") from error
+    if "\0" in text:
+        raise ConfigError(f"{ENV_FILE} holds a NUL character: save it as plain UTF-8 text.")
+    found = dotenv.dotenv_values(stream=io.StringIO(text), interpolate=False)
+    return {name: value for name, value in found.items() if value is not None}

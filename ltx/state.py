@@ -13,11 +13,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ltx.errors import ConfigError
+from ltx.errors import ConfigError, LockHeld, StateUnusable
 from ltx.files import replace_durably
 from ltx.settings import Settings
 
 MARK = ".ltx-worker"
+# What is wrong with a path itself, so that no later start will find it better.
+WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 MARK_LINE = "Made by ltx-worker, which removes this folder when it is done with it. Noted files:"
 # What workers made before there was a mark; a folder with anything else in it is not adopted.
 OLD_FILES = {"lock", "worker-id", "status.json", "status.part", "pace.json", "pace.part"}
@@ -137,17 +139,32 @@ def adopt(folder: Path) -> None:
 def state_folder(settings: Settings) -> Iterator[None]:
     """The state folder, private and for one worker alone, without what a killed one left.
 
-    Raises ConfigError when it is not ours, or when another worker uses it.
+    Raises ConfigError when it is not ours, StateUnusable, LockHeld.
     """
-    claim_folder(settings.state_dir)
-    with (settings.state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"STATE_DIR={settings.state_dir}: another worker uses it; stop it first."
-            raise ConfigError(message) from error
-        tidy(settings.state_dir)
+    with contextlib.ExitStack() as held:
+        with state_errors(settings.state_dir):
+            claim_folder(settings.state_dir)
+            lock = held.enter_context((settings.state_dir / "lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"STATE_DIR={settings.state_dir}: another worker uses it; stop it first."
+                raise LockHeld(message) from error
+            tidy(settings.state_dir)
         yield
+
+
+@contextlib.contextmanager
+def state_errors(folder: Path) -> Iterator[None]:
+    """Says what a state folder that cannot be used means. Raises ConfigError, StateUnusable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in WRONG_PATH:
+            message = f"STATE_DIR={folder}: {error.strerror}; give a folder of the worker's own."
+            raise ConfigError(message) from error
+        fix = "free space there, or make the folder writable; the service tries again by itself."
+        raise StateUnusable(f"STATE_DIR={folder}: {error.strerror}; {fix}") from error
 
 
 def tidy(folder: Path) -> None:
@@ -161,9 +178,11 @@ def with_worker_id(settings: Settings) -> Settings:
     """WORKER_ID, or one made at the first start and kept."""
     if settings.worker_id:
         return settings
-    claim_folder(settings.state_dir)
     path = settings.state_dir / "worker-id"
-    if not path.exists():
-        path.with_suffix(".part").write_text(f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}")
-        replace_durably(path.with_suffix(".part"), path)
-    return dataclasses.replace(settings, worker_id=path.read_text())
+    with state_errors(settings.state_dir):
+        claim_folder(settings.state_dir)
+        if not path.exists():
+            made = f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:8]}"
+            path.with_suffix(".part").write_text(made)
+            replace_durably(path.with_suffix(".part"), path)
+        return dataclasses.replace(settings, worker_id=path.read_text())

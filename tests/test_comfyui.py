@@ -18,8 +18,12 @@ import pytest
 
 from ltx.errors import FAULTS
 from sandbox.client import Hosted, free_port
-from tests.conftest import Box, foreign_comfyui, serving
+from tests.conftest import ROOT, Box, foreign_comfyui, serving
 from tests.pictures import picture
+
+sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
+
+from schemas import load_schemas
 
 Event = dict[str, Any]
 Step = dict[str, Any]
@@ -176,9 +180,12 @@ def test_a_job_boots_comfyui_on_demand_while_the_frames_download(shift: Shift) -
 def test_a_prompt_carries_an_id_of_our_own(box: Box) -> None:
     """A real ComfyUI would make one up, which is lost when its answer is; so this one looks."""
     heard: list[dict[str, Any]] = []
+    known = load_schemas()
 
     class Listening(Quiet):
         def do_GET(self) -> None:
+            if self.path.startswith("/object_info/"):
+                return self.answer(known)
             self.answer({"system": {"comfyui_version": "0.27.0", "argv": []}})
 
         def do_POST(self) -> None:
@@ -246,7 +253,8 @@ def test_what_comfyui_lacks_is_named_with_what_to_install(
     (shift.box.folder / "environ").write_text(lack)
     outcome, log = shift.serve()
     assert_failed(outcome, code, told)
-    assert "got prompt" in log, "the last lines of ComfyUI's log are not told"
+    assert "To see the GUI" in log, "the last lines of ComfyUI's log are not told"
+    assert not shift.events("prompt"), "a graph that cannot run was queued"
     assert len(shift.pids("boot")) == 1, "it was tried again"
 
 

@@ -22,6 +22,16 @@ MODEL_FOLDERS = {
 }
 
 
+def describe_stranger(status: int) -> str:
+    """What it means that an answer of this status, where ComfyUI should be, is none of its own."""
+    if status in (401, 403, 407) or 300 <= status < 400:
+        what = "a login pack or a proxy wants a password, which a worker has not"
+        return f"it answers {status}: {what}; take it out of custom_nodes or of the way"
+    if status in (502, 503, 504):
+        return f"it answers {status}: a proxy stands there, and ComfyUI does not run behind it"
+    return f"it answers {status}, but not as ComfyUI: another program has the port"
+
+
 def missing_node(kind: str) -> JobError:
     pack = NODE_PACKS.get(kind, "a newer ComfyUI")
     return JobError("comfyui_missing_node", f"Node {kind} is missing; install {pack}.")
@@ -32,52 +42,112 @@ def missing_model(name: object, folder: str) -> JobError:
     return JobError("comfyui_missing_model", message)
 
 
-def combo_options(declared: object) -> list[Any]:
-    """The choices of a combo input in either way /object_info tells them."""
-    kind, extra, *_ = [*as_list(declared), None, None]
-    return kind if isinstance(kind, list) else as_list(as_dict(extra).get("options"))
+class Misfit(JobError):
+    """A node class is another than the one that this worker was written for; `pack` brought it."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        self.pack = NODE_PACKS.get(kind, "ComfyUI")
+        older = f"update the older of {self.pack} and ltx-worker"
+        super().__init__("comfyui_rejected", f"Node {kind} of {self.pack} {what}; {older}.")
 
 
-def declared_inputs(info: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs a node class takes with these values, by name; each is its declaration.
+class Declared(NamedTuple):
+    """An input as /object_info declares it; kind is a type's name or the list of a combo."""
+
+    kind: object
+    extra: Mapping[str, Any]
+    required: bool
+
+    @property
+    def options(self) -> list[Any]:
+        """The choices of a combo in either way /object_info tells them; a dynamic one's keys."""
+        if isinstance(self.kind, list):
+            return self.kind
+        options = as_list(self.extra.get("options"))
+        return [one.get("key") if isinstance(one, dict) else one for one in options]
+
+    def takes(self, kind: object) -> bool:
+        """Whether an output of this type may be linked to it; what is no plain name may be."""
+        if not isinstance(self.kind, str) or not isinstance(kind, str):
+            return True
+        ours, theirs = (set(name.split(",")) for name in (self.kind, kind))
+        return "*" in ours | theirs or self.kind.startswith("COMFY_") or bool(ours & theirs)
+
+
+def read_declared(entry: object, required: bool) -> Declared:
+    kind, extra, *_ = [*as_list(entry), None, None]
+    return Declared(kind, as_dict(extra), required)
+
+
+def read_groups(groups: object) -> dict[str, Declared]:
+    return {
+        name: read_declared(entry, group == "required")
+        for group in ("required", "optional")
+        for name, entry in as_dict(as_dict(groups).get(group)).items()
+    }
+
+
+def declared_inputs(info: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Declared]:
+    """The inputs a node class takes with these values, by name.
 
     A dynamic combo adds dotted names for the chosen option, a format of VHS plain ones.
     """
-    groups = as_dict(info.get("input"))
-    inputs = {**as_dict(groups.get("required")), **as_dict(groups.get("optional"))}
+    inputs = read_groups(info.get("input"))
     for name, declared in list(inputs.items()):
-        extra = as_dict([*as_list(declared), None, None][1])
-        for option in map(as_dict, as_list(extra.get("options"))):
+        for option in map(as_dict, as_list(declared.extra.get("options"))):
             if option.get("key") == given.get(name):
-                for group in as_dict(option.get("inputs")).values():
-                    inputs |= {f"{name}.{part}": entry for part, entry in as_dict(group).items()}
-        chosen = as_list(as_dict(extra.get("formats")).get(str(given.get(name))))
-        inputs |= {str(one[0]): one[1:] for one in map(as_list, chosen) if one}
+                parts = read_groups(option.get("inputs"))
+                inputs |= {f"{name}.{part}": one for part, one in parts.items()}
+        chosen = as_list(as_dict(declared.extra.get("formats")).get(str(given.get(name))))
+        plain = filter(None, map(as_list, chosen))
+        inputs |= {str(name): read_declared(entry, False) for name, *entry in plain}
     return inputs
 
 
 def find_gaps(workflow: Workflow, known: Mapping[str, Any]) -> Iterator[JobError]:
-    """What of the workflow /object_info does not know. Each class is told of once."""
-    for kind, given in {node["class_type"]: node["inputs"] for node in workflow.values()}.items():
-        info = as_dict(known.get(kind))
-        if not info:
-            yield missing_node(kind)
-            continue
-        inputs = declared_inputs(info, given)
-        pack = NODE_PACKS.get(kind, "ComfyUI")
-        for name, value in given.items():
-            # The images are uploaded later, so they are in no list yet.
-            options = [] if kind == "LoadImage" else combo_options(inputs.get(name))
-            if any(isinstance(option, dict) for option in options):
-                options = [as_dict(option).get("key") for option in options]
-            if name not in inputs:
-                message = f"Node {kind} has no input {name}; update {pack}."
-                yield JobError("comfyui_missing_node", message)
-            elif name in MODEL_FOLDERS and value not in options:
-                yield missing_model(value, MODEL_FOLDERS[name])
-            elif options and value not in options:
-                message = f"Node {kind} knows no {name} {value!r}; update {pack}."
-                yield JobError("comfyui_missing_node", message)
+    """Where the workflow does not fit what /object_info tells of its node classes.
+
+    Each gap is told of once: a class that is missing, a model file, an input that is required and
+    not given or given and not known, a choice that is not offered, a link of another type.
+    """
+    told = set[str]()
+    for node in workflow.values():
+        for gap in node_gaps(node, workflow, known):
+            if gap.detail not in told:
+                told.add(gap.detail)
+                yield gap
+
+
+def node_gaps(
+    node: Mapping[str, Any], workflow: Workflow, known: Mapping[str, Any]
+) -> Iterator[JobError]:
+    kind, given = node["class_type"], node["inputs"]
+    info = as_dict(known.get(kind))
+    if not info:
+        yield missing_node(kind)
+        return
+    inputs = declared_inputs(info, given)
+    for name in sorted(name for name, one in inputs.items() if one.required and name not in given):
+        yield Misfit(kind, f"wants an input {name}")
+    for name, value in given.items():
+        if name not in inputs:
+            yield Misfit(kind, f"has no input {name}")
+        elif isinstance(value, list):
+            source = workflow[value[0]]["class_type"]
+            outputs = as_list(as_dict(known.get(source)).get("output"))
+            kinds = [*outputs[value[1] : value[1] + 1], "no such output"]
+            if known.get(source) and not inputs[name].takes(kinds[0]):
+                yield Misfit(kind, f"takes no output {value[1]} of {source} as {name}")
+        # The images are uploaded later, so they are in no list yet.
+        elif kind != "LoadImage":
+            yield from choice_gaps(kind, name, value, inputs[name].options)
+
+
+def choice_gaps(kind: str, name: str, value: object, options: list[Any]) -> Iterator[JobError]:
+    if name in MODEL_FOLDERS and value not in options:
+        yield missing_model(value, MODEL_FOLDERS[name])
+    elif options and value not in options:
+        yield Misfit(kind, f"knows no {name} {one_line(repr(value), 120)}")
 
 
 def read_rejection(body: object) -> JobError:

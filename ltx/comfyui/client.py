@@ -10,10 +10,16 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.answers import OutputFile, find_gaps, read_history, read_rejection
+from ltx.comfyui.answers import (
+    OutputFile,
+    describe_stranger,
+    find_gaps,
+    read_history,
+    read_rejection,
+)
 from ltx.comfyui.events import COMFY_CALL_S, PromptEvents, Sign
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
 from ltx.errors import JobError, Unavailable
@@ -71,6 +77,7 @@ class Comfy:
         self.url, self.cancellation, self.child, self.home = url, cancellation, child, home
         self.client_id = uuid.uuid4().hex
         self.first_memory = 0
+        self.stranger = ""
         # The server is on this machine; a proxy has no business in between.
         self.http = Http(wait=cancellation.wait, proxies=False)
 
@@ -84,14 +91,21 @@ class Comfy:
         return as_dict(stats.get("system")), as_dict([*as_list(stats.get("devices")), None][0])
 
     def answers(self, seconds: float = COMFY_CALL_S) -> bool:
-        """Whether the server at the URL is a ComfyUI, and our child if we have one."""
+        """Whether the server at the URL is a ComfyUI, and our child if we have one.
+
+        What else answers there is left in `stranger`.
+        """
+        self.stranger = ""
         try:
-            system, _ = self._stats(seconds)
+            reply = self.http.exchange("GET", f"{self.url}/system_stats", seconds=seconds)
         except Unavailable:
             return False
-        # A stranger may hold the port, so the child is known by the folder only it was given.
-        ours = self.home is None or str(self.home / "output") in as_list(system.get("argv"))
-        return ours and "comfyui_version" in system
+        stats = as_dict(reply.json_or(None)) if reply.ok else {}
+        if "comfyui_version" not in as_dict(stats.get("system")):
+            self.stranger = describe_stranger(reply.status)
+        elif self.child and not self.child.listens_on(urlsplit(self.url).port or 80):
+            self.stranger = "a ComfyUI that we did not start has the port"
+        return not self.stranger
 
     def describe(self) -> str:
         """The server's version and device, for people."""
@@ -114,15 +128,22 @@ class Comfy:
                 why = f"ComfyUI ended while booting ({self.child.last_words()})."
             elif time.monotonic() < end:
                 continue
-            if "already in use" in self.child.tail():
+            if self.stranger or "already in use" in self.child.tail():
                 why = f"The port of {self.url} is held by another program; end it."
+            if self.stranger:
+                why = f"{why} At {self.url} {self.stranger}."
             # One that died may have been killed; one that is just slow would be slow again.
             died = not self.child.alive
             raise JobError("comfyui_unavailable", why, again=died, tail=self.child.tail())
 
     def parts(self, kinds: Iterable[str]) -> dict[str, Any]:
-        """What /object_info tells of these node classes; a missing one is an empty object."""
-        asked = {kind: as_dict(self._get(f"/object_info/{kind}")) for kind in kinds}
+        """What /object_info tells of these node classes; a missing one is an empty object.
+
+        Raises Unavailable for an answer that is none of ComfyUI's.
+        """
+        asked = {kind: self._get(f"/object_info/{kind}") for kind in kinds}
+        if odd := [kind for kind, answer in asked.items() if not isinstance(answer, dict)]:
+            raise Unavailable(f"/object_info/{odd[0]} was not answered as ComfyUI does")
         return {kind: as_dict(answer.get(kind)) for kind, answer in asked.items()}
 
     def gaps(self, workflow: Workflow) -> list[JobError]:

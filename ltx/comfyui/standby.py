@@ -34,6 +34,7 @@ class ComfyProcesses:
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
         self.foreign_logged = False
+        self.stranger = ""
         # The most that was seen free while nothing of ours was loaded.
         self.vram_free = 0
 
@@ -128,16 +129,26 @@ class ComfyProcesses:
     def _find_foreign(self) -> Comfy | None:
         comfy = Comfy(self.settings.comfyui_url, self.cancellation)
         if not comfy.answers():
+            self.note_stranger(comfy.stranger)
             return None
         if not self.foreign_logged:
             log_event("comfyui_foreign", "Using a ComfyUI that we did not start.", url=comfy.url)
             self.foreign_logged = True
         return comfy
 
+    def note_stranger(self, stranger: str) -> None:
+        """Says once what answers at COMFYUI_URL and is no ComfyUI."""
+        if stranger and stranger != self.stranger:
+            message = f"At COMFYUI_URL={self.settings.comfyui_url} {stranger}."
+            log_event("comfyui_stranger", message, logging.WARNING)
+        self.stranger = stranger
+
     def _boot(self) -> Comfy:
         parts = urlsplit(self.settings.comfyui_url)
         if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
+            if self.stranger:
+                message = f"{message} There {self.stranger}."
             raise JobError("comfyui_unavailable", message)
         port = free_port() if self.current else parts.port or 80
         home = self.settings.state_dir / "comfyui" / str(port)

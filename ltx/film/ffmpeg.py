@@ -31,9 +31,11 @@ class Media:
         self.settings, self.cancellation = settings, cancellation
 
     def start(self, command: Sequence[str], cwd: Path | None = None) -> Child:
-        # In memory, because nothing is written outside of the state folder.
+        # In memory, because nothing is written outside of the state folder; apart, because a
+        # library may print a warning into what is parsed.
         output = open(os.memfd_create("output"), "w+b")  # noqa: SIM115 (the child's)
-        return Child(command, self.settings, output, cwd, niceness=10)
+        errors = open(os.memfd_create("errors"), "w+b")  # noqa: SIM115 (the child's)
+        return Child(command, self.settings, output, cwd, niceness=10, errors=errors)
 
     def finish(self, child: Child, seconds: float = math.inf) -> None:
         """Raises ToolFailed with its last lines when the program did not succeed in time."""
@@ -44,8 +46,8 @@ class Media:
                 raise JobError("media_failed", f"ffmpeg: {child.last_words()}.")
             raise ToolFailed(child.tail() or "ffmpeg ended without a word")
 
-    def run(self, stream: Any, seconds: float = math.inf) -> None:
-        with self.start(ffmpeg_command(stream)) as child:
+    def run(self, stream: Any, seconds: float = math.inf, cwd: Path | None = None) -> None:
+        with self.start(ffmpeg_command(stream), cwd) as child:
             self.finish(child, seconds)
 
     def probe(self, path: Path, demuxer: str = "mp4") -> dict[str, Any]:

@@ -20,7 +20,13 @@ from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clips import join_command
 from ltx.film.ffmpeg import Media
 from ltx.film.finishing import Finishing, PendingClip
-from ltx.film.pictures import check_picture, check_watermark, half_the_cores, prepare_frames
+from ltx.film.pictures import (
+    check_picture,
+    check_watermark,
+    half_the_cores,
+    prepare_frames,
+    turn_like,
+)
 from ltx.job import KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.progress import Progress
 from ltx.settings import Settings, Size
@@ -114,6 +120,7 @@ class Film:
         )
         self.processes, self.media = context.processes, context.media
         self.size = self.settings.size
+        self.is_graph_checked = False
         # The clips that are still to be rendered, the next one first.
         self.waiting: list[int] = []
 
@@ -151,8 +158,7 @@ class Film:
         with self.progress.timed("check", job=self.job.id):
             numbers = range(len(self.plan.frames))
             pictures = [check_picture(self.job.source(n), frame_field(n)) for n in numbers]
-            if pictures[0].size.height > pictures[0].size.width:
-                self.size = Size(*self.size[::-1])
+            self.size = turn_like(pictures[0], self.size)
             frames = [(one, self.job.frame(n)) for n, one in enumerate(pictures)]
             missing = [(picture, frame) for picture, frame in frames if not frame.exists()]
             prepare_frames(self.media, missing, render_size(self.size), half_the_cores())
@@ -226,6 +232,9 @@ class Film:
 
     def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> Mapping[str, Any]:
         workflow = build_workflow(self._upload_spec(comfy, clip, seed), self.settings)
+        if not self.is_graph_checked:
+            comfy.check_parts(workflow)
+            self.is_graph_checked = True
         loaded = started = time.monotonic()
         self.progress.update("rendering")
         for state in comfy.render(workflow):
@@ -260,6 +269,8 @@ class Film:
         listing.write_text("".join(f"file '{name}'\n" for name in names))
         frames = KEPT_FRAMES * self.plan.clips
         with self.progress.timed("join", job=self.job.id):
-            self.media.run(join_command(listing, part, frames))
+            # By its bare name: ffmpeg takes a path for a URL, which a # or ? would cut.
+            join = join_command(Path(listing.name), part.absolute(), frames)
+            self.media.run(join, cwd=listing.parent)
             self.media.check_video(part, frames, self.size)
         replace_durably(part, self.job.output)

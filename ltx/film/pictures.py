@@ -96,6 +96,11 @@ def check_picture(path: Path, field: str) -> Picture:
         raise JobError("frame_invalid", f"{field}: {error}.") from error
 
 
+def turn_like(picture: Picture, size: Size) -> Size:
+    """The film's size, turned to portrait when its first picture is."""
+    return Size(*size[::-1]) if picture.size.height > picture.size.width else size
+
+
 def read_file(path: Path) -> Layout:
     """read_layout of a file, which is never in memory as a whole."""
     if not path.is_file() or not path.stat().st_size:

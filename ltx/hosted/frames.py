@@ -30,6 +30,7 @@ class Refused(Exception):
 
 
 # All of IPv6 that is routed; the rest is local, or leads to an IPv4 address nobody has checked.
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 # Relays of 6to4, which do the same, and the protocol assignments that is_global lets pass.
 RELAYS = [ipaddress.ip_network(net) for net in ("2002::/16", "192.88.99.0/24", "192.0.0.0/24")]
@@ -38,8 +39,10 @@ HOME_PREFIX = {4: 32, 6: 56}
 
 
 def read_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An IP address, the IPv4 one where IPv6 wraps it."""
+    """An IP address, the IPv4 one where IPv6 wraps it or leads to it (NAT64, RFC 6052)."""
     ip = ipaddress.ip_address(address.split("%")[0])
+    if ip in NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
@@ -75,7 +78,9 @@ def connect_allowed(host: str, port: int, timeout: float, allowed: frozenset[str
     except ValueError as error:
         raise Refused(f"{one_line(host, 80)} is no host name") from error
     addresses = [str(entry[4][0]) for entry in found]
-    named = {host.lower(), f"{host.lower()}:{port}"} & allowed
+    named = not allowed.isdisjoint({host.lower(), f"{host.lower()}:{port}"})
+    networks = [ipaddress.ip_network(one, strict=False) for one in allowed if "/" in one]
+    named = named or all(any(read_ip(one) in net for net in networks) for one in addresses)
     if not named and not all(is_public(one) and not is_at_home(one) for one in addresses):
         fix = "allow it with FRAME_HOSTS, if it is yours"
         raise Refused(f"{one_line(host, 80)} is at a private address; {fix}")
@@ -98,6 +103,7 @@ class FrameHost:
         # A proxy would resolve names itself and make the address check worthless.
         connect = functools.partial(connect_allowed, allowed=settings.frame_hosts)
         self.http = Http(wait=cancellation.wait, proxies=False, connect=connect)
+        self.http.session.verify = settings.ca_bundle or True
 
     def fetch(self, url: str, path: Path, field: str) -> None:
         """Three tries. Raises JobError frame_unavailable, or frame_invalid above 64 MB."""

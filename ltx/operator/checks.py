@@ -1,31 +1,25 @@
-"""What the doctor looks at, one function a check."""
+"""What the doctor looks at on this box and on the hosted side, and the table of all checks."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from ltx.cancellation import Cancellation
-from ltx.comfyui.client import Comfy
-from ltx.comfyui.standby import ComfyProcesses
-from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import ConfigError, JobError, Refusal, Unavailable
 from ltx.film import pictures
 from ltx.film.clips import H264
-from ltx.film.ffmpeg import Media, ffmpeg_command, read_picture
+from ltx.film.ffmpeg import ffmpeg_command, read_picture
 from ltx.hosted.blob import Blob
 from ltx.hosted.queue_api import QueueApi
-from ltx.job import MAX_FRAME_PIXELS, job_bytes, render_size
-from ltx.process import ask, ask_gpu, free_port, read_gpu
+from ltx.job import MAX_FRAME_PIXELS, job_bytes
+from ltx.operator.comfyui_checks import check_comfyui, check_workflow
+from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
+from ltx.operator.service_checks import check_service
+from ltx.process import ask, ask_gpu, read_gpu
 from ltx.settings import ENV_FILE, Settings
 from ltx.state import claim_folder, with_worker_id
 from ltx.text import one_line
@@ -36,52 +30,6 @@ def check_tools() -> None:
     missing = [tool for tool in ("ffmpeg", "ffprobe") if not shutil.which(tool)]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} missing: sudo apt install ffmpeg")
-
-
-class Finding(NamedTuple):
-    """One line of the doctor: what was checked, OK / WARN / FAIL, what was seen, what to type."""
-
-    check: str
-    status: str
-    detail: str
-    next: str = ""
-
-
-class DoctorContext:
-    """What the checks look at. A ComfyUI that they booted ends with the context."""
-
-    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
-        self.settings, self.cancellation = settings, cancellation
-        self.media = Media(settings, cancellation)
-        self.comfy = Comfy(settings.comfyui_url, cancellation)
-        self.undo = contextlib.ExitStack()
-
-    def boot(self) -> None:
-        """Boots a ComfyUI on a port and in a folder of its own, out of a running worker's way."""
-        url = urlsplit(self.settings.comfyui_url)
-        url = url._replace(netloc=f"{url.hostname}:{free_port()}")
-        folder = self.undo.enter_context(tempfile.TemporaryDirectory(prefix="ltx-doctor-"))
-        own = dataclasses.replace(self.settings, comfyui_url=url.geturl(), state_dir=Path(folder))
-        processes = ComfyProcesses(own, self.cancellation)
-        self.undo.callback(processes.stop)
-        self.comfy = processes.fresh()
-
-
-Answer = tuple[str, str, str]
-Examination = Callable[[DoctorContext], Iterator[Answer]]
-
-
-class Check(NamedTuple):
-    """One entry of the doctor's table.
-
-    run: yields status, detail and next command; what it raises is a FAIL with `fix`.
-    needs: the checks that this one makes no sense without.
-    """
-
-    name: str
-    run: Examination
-    needs: tuple[str, ...] = ()
-    fix: str = ""
 
 
 def check_programs(_context: DoctorContext) -> Iterator[Answer]:
@@ -206,61 +154,6 @@ def check_gpu(context: DoctorContext) -> Iterator[Answer]:
                 yield "WARN", f"Blackwell: {message}", f"{EDIT}  (set {fix})"
 
 
-def check_comfyui(context: DoctorContext) -> Iterator[Answer]:
-    settings = context.settings
-    if context.comfy.answers():
-        how = f"answers at {context.comfy.url} and is not ended by us"
-    else:
-        try:
-            context.boot()
-        except JobError as error:
-            folder, python = settings.comfyui_dir, settings.comfyui_python
-            why = " ".join([error.detail, *error.tail.splitlines()[-1:]])
-            yield "FAIL", why, f"cd {shlex.quote(str(folder))} && {shlex.quote(python)} main.py"
-            return
-        how = f"boots from {settings.comfyui_dir}"
-    yield "OK", f"{context.comfy.describe()} {how}", ""
-
-
-def check_workflow(context: DoctorContext) -> Iterator[Answer]:
-    settings, comfy = context.settings, context.comfy
-    spec = ClipSpec(0, "first.png", "last.png", "", 0, "probe", render_size(settings.size))
-    workflow = build_workflow(spec, settings)
-    for gap in comfy.gaps(workflow):
-        yield "FAIL", gap.detail, install_command(gap.detail, settings)
-    packs = settings.comfyui_dir / "custom_nodes"
-    parts = comfy.parts(("DualCLIPLoaderGGUF", "LTXVSaveConditioning"))
-    # The pack of the GGUF loader lists the text models that it can read in its loader.py.
-    pack = str(parts["DualCLIPLoaderGGUF"].get("python_module", "")).removeprefix("custom_nodes.")
-    with contextlib.suppress(OSError):
-        loader = (packs / pack / "loader.py").read_text()
-        gguf = settings.text_encoder.lower().endswith(".gguf")
-        if gguf and not re.search(r"[\"']gemma3[\"']", loader):
-            fix = f"git -C {shlex.quote(str(packs / pack))} pull"
-            yield "FAIL", f"{pack} is too old to load Gemma 3 (it is from before 2026)", fix
-    if [*packs.glob("*LTXVideo*")] and not parts["LTXVSaveConditioning"]:
-        message = "the LTXVideo pack is installed but did not load; kornia 0.8.3 and newer break it"
-        fix = f"{shlex.quote(settings.comfyui_python)} -m pip install kornia==0.8.2"
-        yield "WARN", f"{message} (this workflow does not need it)", fix
-    yield "OK", f"{len(workflow)} nodes with their inputs and model files are there", ""
-
-
-def install_command(lack: str, settings: Settings) -> str:
-    """What to type for something missing that ComfyUI told of."""
-    folder = shlex.quote(str(settings.comfyui_dir))
-    for pack, source in PACK_SOURCES.items():
-        if f"install {pack}" in lack:
-            return f"git clone https://github.com/{source} {folder}/custom_nodes/{pack}"
-        if f"update {pack}" in lack:
-            return f"git -C {folder}/custom_nodes/{pack} pull"
-    for name, source in MODEL_SOURCES.items():
-        if lack.startswith(f"Put {name} "):
-            target = f"{folder}/{lack.rsplit(' ', 1)[-1].rstrip('.')}/{name}"
-            return f"curl -fL -o {target} https://huggingface.co/{source}/{name}"
-    found = re.search(r"models/\w+", lack)
-    return f"ls {folder}/{found[0]}" if found else f"git -C {folder} pull"
-
-
 def check_env_file(_context: DoctorContext) -> Iterator[Answer]:
     if not ENV_FILE.exists():
         yield "OK", "there is none; the settings are the environment's", ""
@@ -269,25 +162,6 @@ def check_env_file(_context: DoctorContext) -> Iterator[Answer]:
         yield "FAIL", f"others on this machine can read the secrets in {ENV_FILE}", fix
     else:
         yield "OK", f"{ENV_FILE} is readable by its owner alone", ""
-
-
-def check_service(context: DoctorContext) -> Iterator[Answer]:
-    settings, unit = context.settings, "ltx-worker.service"
-    show = ("systemctl", "--user", "show", "--value", "-p")
-    loaded = ask(settings, *show, "LoadState", unit)
-    if not loaded:
-        yield "WARN", "no systemd user manager answers, so nothing restarts the worker", ""
-    elif loaded != "loaded":
-        source = shlex.quote(str(ENV_FILE.parent / "systemd" / unit))
-        fix = f"install -Dm644 {source} ~/.config/systemd/user/{unit}"
-        yield "WARN", f"{unit} is not installed ({one_line(loaded)})", fix
-    elif ask(settings, *show, "UnitFileState", unit) != "enabled":
-        yield "WARN", f"{unit} is not enabled", "systemctl --user enable --now ltx-worker"
-    elif ask(settings, "loginctl", "show-user", str(os.getuid()), "-p", "Linger") != "Linger=yes":
-        why = "without lingering it stops when you log out"
-        yield "WARN", why, 'sudo loginctl enable-linger "$USER"'
-    else:
-        yield "OK", f"{unit} is enabled and lingers", ""
 
 
 # What the worker and its clip gate ask of ffmpeg.
@@ -314,16 +188,6 @@ BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
         "COMFYUI_RESTART=clip",
     ),
 )
-PACK_SOURCES = {
-    "ComfyUI-GGUF": "city96/ComfyUI-GGUF",
-    "ComfyUI-KJNodes": "kijai/ComfyUI-KJNodes",
-    "ComfyUI-VideoHelperSuite": "Kosinkadink/ComfyUI-VideoHelperSuite",
-}
-MODEL_SOURCES = {
-    "ltx-2.3-22b-distilled-fp8.safetensors": "Lightricks/LTX-2.3-fp8/resolve/main",
-    "ltx-2.3_text_projection_bf16.safetensors": "Kijai/LTX2.3_comfy/resolve/main/text_encoders",
-}
-EDIT = f"nano {shlex.quote(str(ENV_FILE))}"
 # What is quick and would make every job fail, so that `run` and `render` do not start.
 GATE = (
     Check("programs", check_programs, fix="sudo apt install ffmpeg"),

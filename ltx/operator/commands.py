@@ -14,6 +14,7 @@ from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import JobError, UsageError
 from ltx.files import hand_out
 from ltx.film.film import Film, RenderContext
+from ltx.film.pictures import check_picture, turn_like
 from ltx.job import MAX_FRAMES, Job, Plan, render_size, seed_for
 from ltx.operator.checks import GATE
 from ltx.operator.console import Bar, signals, start_logging
@@ -102,10 +103,17 @@ def copy_frame(source: str, target: Path, field: str) -> None:
 
 
 def workflow_command(options: argparse.Namespace) -> int:
-    """Prints the workflow that would be sent."""
+    """Prints the workflow that would be sent. Raises UsageError for a FIRST that is no picture."""
     settings = Settings.load(read_environ(), needed=())
     seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
     names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
-    spec = ClipSpec(options.clip, *names, render_size(settings.size), options.negative)
+    size = settings.size
+    # The names are those of uploads, so there need not be a picture here.
+    if Path(options.first).is_file():
+        try:
+            size = turn_like(check_picture(Path(options.first), options.first), size)
+        except JobError as error:
+            raise UsageError(error.detail) from error
+    spec = ClipSpec(options.clip, *names, render_size(size), options.negative)
     print(json.dumps(build_workflow(spec, settings), indent=2))
     return 0

@@ -9,8 +9,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from ltx.cancellation import Cancellation
 from ltx.errors import ConfigError, JobError, Refusal, ToolFailed, Unavailable
-from ltx.operator.checks import CHECKS, EDIT, Check, DoctorContext, Finding
+from ltx.operator.checks import CHECKS
 from ltx.operator.console import signals
+from ltx.operator.findings import EDIT, Check, DoctorContext, Finding
 from ltx.settings import Settings, read_environ
 from ltx.text import one_line, redact
 

@@ -21,9 +21,12 @@ def status_command(options: argparse.Namespace) -> int:
     """Tells what the running worker is doing, from its state folder."""
     settings = Settings.load(read_environ(), needed=())
     status = read_json(settings.state_dir / "status.json")
-    if not holds_lock(status.get("pid"), settings.state_dir):
+    holders = lock_holders(settings.state_dir)
+    if status.get("pid") not in holders:
+        # The file is an earlier worker's: a full disk keeps the one that runs from writing it.
         status = {"lastOutcomes": as_list(status.get("lastOutcomes"))}
-    status["running"] = "pid" in status
+        status |= {"pid": holders[0]} if holders else {}
+    status["running"] = bool(holders)
     stage = str(as_dict(status.get("progress")).get("stage"))
     status["degraded"] = stage.removeprefix("degraded: ") if "degraded: " in stage else None
     jobs = map(Job, sorted(settings.state_dir.glob("jobs/*")))
@@ -32,16 +35,14 @@ def status_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def holds_lock(pid: object, state_dir: Path) -> bool:
-    """Whether the process is a worker of this folder, without touching the lock itself."""
+def lock_holders(state_dir: Path) -> list[int]:
+    """The process that holds this folder's lock, if any, without touching the lock itself."""
     with contextlib.suppress(OSError):
         inode = str((state_dir / "lock").stat().st_ino)
         # 1: FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF
         locks = map(str.split, Path("/proc/locks").read_text().splitlines())
-        return any(
-            lock[4:6] and (lock[4], lock[5].split(":")[-1]) == (str(pid), inode) for lock in locks
-        )
-    return False
+        return [int(lock[4]) for lock in locks if lock[5:] and lock[5].split(":")[-1] == inode]
+    return []
 
 
 def describe_waiting(job: Job) -> str:
@@ -61,10 +62,11 @@ def describe_status(status: Mapping[str, Any]) -> str:
         doing = f"{now.get('stage')}, {where}, {now.get('percent')} %{eta}"
         lines = [f"job {now['jobId']}: {doing}"]
     elif status["running"]:
-        lines = [f"{now.get('stage')}"]
+        unknown = f"A worker runs (pid {status['pid']}), but cannot write what it does."
+        lines = [f"{now['stage']}" if now else unknown]
     if fault := FAULTS.get(str(status["degraded"])):
         lines.append(f"It takes no job until this is mended: {fault.sentence}")
-    if status["running"]:
+    if status["running"] and now:
         beat = parse_utc(status.get("lastHeartbeatAt"))
         ago = f" ({time.time() - beat:.0f} s ago)" if beat is not None else ""
         lines.append(f"last heartbeat {status.get('lastHeartbeatAt')}{ago}")

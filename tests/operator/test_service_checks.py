@@ -1,0 +1,80 @@
+"""What the doctor says of the service, from what systemd tells of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sandbox.client import Hosted
+from tests.conftest import ROOT, Box
+from tests.test_doctor import look, only, program
+
+HEALTHY = {
+    "LoadState": "loaded",
+    "UnitFileState": "enabled",
+    "ActiveState": "active",
+    "Result": "success",
+    "ExecMainStatus": "0",
+    "WorkingDirectory": str(ROOT),
+    "FragmentPath": "",
+    "NeedDaemonReload": "no",
+}
+
+
+@pytest.fixture
+def box(tmp_path: Path, session_hosted: Hosted) -> Box:
+    return Box(tmp_path, session_hosted)
+
+
+def told_by(box: Box, linger: str = "yes", **changes: str) -> tuple[str, str, str]:
+    """The one finding when systemd tells this of the unit."""
+    shown = "\\n".join(f"{name}={value}" for name, value in {**HEALTHY, **changes}.items())
+    program(box, "systemctl", f"printf '{shown}\\n'")
+    path = program(box, "loginctl", f"echo Linger={linger}")
+    return only(look(box, "service", PATH=path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words", "then"),
+    [
+        ({}, "OK", "enabled and lingers, active", ""),
+        ({"LoadState": "not-found"}, "WARN", "not installed", "install -Dm644 "),
+        ({"UnitFileState": "disabled"}, "WARN", "not enabled", "systemctl --user enable"),
+        ({"linger": "no"}, "WARN", "lingering", "sudo loginctl enable-linger"),
+        ({"ActiveState": "inactive"}, "WARN", "does not run", "systemctl --user start"),
+        (
+            {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "78"},
+            *("FAIL", "ended with 78", "systemctl --user restart"),
+        ),
+        (
+            {"ActiveState": "failed", "Result": "start-limit-hit"},
+            *("FAIL", "too often", "systemctl --user reset-failed ltx-worker"),
+        ),
+        (
+            {"ActiveState": "activating", "Result": "exit-code", "ExecMainStatus": "74"},
+            *("FAIL", "ended with an error", "journalctl --user -u ltx-worker"),
+        ),
+        ({"ActiveState": "failed", "Result": "watchdog"}, "FAIL", "stuck", "journalctl"),
+        ({"ActiveState": "failed", "Result": "oom-kill"}, "FAIL", "memory", "journalctl"),
+        ({"WorkingDirectory": "/srv/a b"}, "FAIL", "/srv/a b", "cd '/srv/a b' && "),
+        ({"NeedDaemonReload": "yes"}, "WARN", "not read", "systemctl --user daemon-reload"),
+    ],
+)
+def test_the_service_is_told_with_the_command_to_type(
+    box: Box, changes: dict[str, str], status: str, words: str, then: str
+) -> None:
+    found = told_by(box, **changes)
+    assert (found[0], words in found[1]) == (status, True), found
+    assert found[2].startswith(then)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_an_installed_unit_that_is_an_older_one_is_told(box: Box, is_old: bool) -> None:
+    source = ROOT / "systemd" / "ltx-worker.service"
+    installed = box.folder / "ltx-worker.service"
+    text = source.read_text().replace("%h/ltx-worker", "/srv/clone")
+    installed.write_text(text.replace("StartLimitIntervalSec=0", "") if is_old else f"#own\n{text}")
+    status, detail, then = told_by(box, FragmentPath=str(installed))
+    assert status == ("WARN" if is_old else "OK"), detail
+    assert then == (f"diff {installed} {source}" if is_old else "")
