@@ -106,11 +106,16 @@ class LockHeld(ConfigError):
 
 
 class Unavailable(Exception):
-    """The other side gave no refusal; the same call may succeed later."""
+    """The other side gave no refusal; the same call may succeed later.
 
-    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+    refused: nothing listens at the address, so the connection was not even made.
+    """
+
+    def __init__(
+        self, detail: str, retry_after: float | None = None, refused: bool = False
+    ) -> None:
         super().__init__(detail)
-        self.retry_after = retry_after
+        self.retry_after, self.refused = retry_after, refused
 
 
 class ApiRefused(Unavailable):
@@ -140,6 +145,13 @@ class UsageError(Exception):
 def tells_full_disk(words: str) -> bool:
     """Whether a program that ended says so; its words are all that it leaves us."""
     return NO_SPACE in words
+
+
+def is_refused(error: BaseException | None) -> bool:
+    """Whether a refused connection is what this error, or one that it was made of, began with."""
+    while error and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -254,7 +254,7 @@ class Comfy:
                 return record
         except Unavailable as error:
             # Busy or frozen: its end, its websocket or the clip's time limit will tell.
-            if self.child is None and "refused" in str(error):
+            if self.child is None and error.refused:
                 raise ComfyLost("it is gone") from error
         return {}
 

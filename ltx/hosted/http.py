@@ -16,7 +16,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-from ltx.errors import DiskFull, Unavailable, is_disk_full
+from ltx.errors import DiskFull, Unavailable, is_disk_full, is_refused
 from ltx.hosted.calls import Caller, Wait, wait_uncancelled
 from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION
@@ -191,7 +191,8 @@ class Http:
         except NETWORK_ERRORS as error:
             if is_disk_full(error):
                 raise DiskFull from error
-            raise Unavailable(f"{type(error).__name__}: {one_line(error)}") from error
+            message = f"{type(error).__name__}: {one_line(error)}"
+            raise Unavailable(message, refused=is_refused(error)) from error
 
 
 def copy_capped(raw: Any, target: IO[bytes], limit: int) -> None:
