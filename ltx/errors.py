@@ -156,5 +156,12 @@ def tells_full_disk(words: str) -> bool:
     return NO_SPACE in words
 
 
+def is_refused(error: BaseException | None) -> bool:
+    """Whether a refused connection is what this error, or one that it was made of, began with."""
+    while error and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -22,7 +22,7 @@ from ltx.comfyui.answers import (
 )
 from ltx.comfyui.events import COMFY_CALL_S, PromptEvents, Sign
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
-from ltx.errors import JobError, Unavailable
+from ltx.errors import JobError, Unavailable, is_refused
 from ltx.hosted.calls import wait_uncancelled
 from ltx.hosted.http import Http, Reply
 from ltx.process import END_GRACE_S, Child
@@ -254,7 +254,7 @@ class Comfy:
                 return record
         except Unavailable as error:
             # Busy or frozen: its end, its websocket or the clip's time limit will tell.
-            if self.child is None and "refused" in str(error):
+            if self.child is None and is_refused(error):
                 raise ComfyLost("it is gone") from error
         return {}
 
