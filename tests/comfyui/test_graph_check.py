@@ -18,7 +18,7 @@ from ltx.errors import JobError
 from ltx.operator.comfyui_checks import name_the_older
 from ltx.settings import Settings, Size
 from tests.conftest import ROOT
-from tests.test_settings import NEEDED
+from tests.ground.test_settings import NEEDED
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
 

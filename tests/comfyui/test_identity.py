@@ -17,8 +17,8 @@ from ltx.process import Child
 from ltx.settings import Settings
 from sandbox.client import free_port
 from tests.conftest import Box
-from tests.test_doctor import look, only
-from tests.test_settings import NEEDED
+from tests.ground.test_settings import NEEDED
+from tests.operator.test_doctor import look, only
 
 # Hides its command line, and answers as ComfyUI does, from the process or from a child of it.
 SERVER = """

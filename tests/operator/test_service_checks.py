@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.client import Hosted
 from tests.conftest import ROOT, Box
-from tests.test_doctor import look, only, program
+from tests.operator.test_doctor import look, only, program
 
 HEALTHY = {
     "LoadState": "loaded",

@@ -19,9 +19,9 @@ from ltx.hosted.frames import FrameHost, is_public
 from ltx.job import parse_stage_data
 from ltx.settings import Settings
 from tests.conftest import ROOT, Box, install
+from tests.ground.test_settings import NEEDED, problems
+from tests.operator.test_doctor import look, only, program
 from tests.pictures import picture
-from tests.test_doctor import look, only, program
-from tests.test_settings import NEEDED, problems
 
 ENV_TEXT = "".join(f"{name}={value}\n" for name, value in NEEDED.items())
 

@@ -16,9 +16,9 @@ from ltx.operator.console import Systemd
 from ltx.settings import Settings
 from ltx.state import claim_folder
 from tests.conftest import Box
-from tests.test_commands import ask
+from tests.ground.test_settings import NEEDED
+from tests.operator.test_commands import ask
 from tests.test_service import Notified, notified
-from tests.test_settings import NEEDED
 
 __all__ = ["notified"]
 
