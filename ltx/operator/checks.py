@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltx.errors import ConfigError, JobError, Refusal, Unavailable
+from ltx.errors import ConfigError, JobError, Refusal, StoreClosed, Unavailable
 from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import ffmpeg_command, read_picture
@@ -87,6 +87,8 @@ def check_blob(context: DoctorContext) -> Iterator[Answer]:
     try:
         Blob(context.settings, context.cancellation).probe()
         yield "OK", "a small object was put, looked at and deleted", ""
+    except StoreClosed as error:
+        yield "FAIL", one_line(error), EDIT
     except Unavailable as error:
         yield "FAIL", one_line(error), f"curl -i {context.settings.blob_api_url}"
 
