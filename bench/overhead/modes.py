@@ -19,7 +19,7 @@ RESTARTS = {
 # every clip's process.
 TEXTS = {
     "job": {"LTX_TEXT": "job", "LTX_TEXT_KEEP_GB": "0"},
-    "job, ended": {"LTX_TEXT": "job", "LTX_TEXT_KEEP_GB": "100000"},
+    "job-ended": {"LTX_TEXT": "job", "LTX_TEXT_KEEP_GB": "100000"},
     "clip": {"LTX_TEXT": "clip"},
 }
 PEER = "warm peer"
