@@ -162,7 +162,7 @@ class Worker:
         try:
             self.start()
             while not self.cancellation.stopping and not (once and served):
-                served = self.tick()
+                served = self.tick() or bool(self.progress.trouble)
         except JobError as error:
             if error.code != "shutdown":
                 raise
@@ -280,21 +280,23 @@ class Worker:
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
-        if not decided:
-            self._foresee(stage_data)
+        if not decided and not self._foresee(stage_data):
+            return None
         if not decided and job.stage_data != stage_data:
             job.remove()
         if not job.order.exists():
             job.create(stage_data)
         return job if self._claim_job(job) else None
 
-    def _foresee(self, stage_data: object) -> None:
-        """Boots ComfyUI while a job is claimed, if the job looks as if it will be rendered."""
-        with contextlib.suppress(JobError):
-            mark = self.settings.watermark
-            has_mark = mark.is_file() and mark.stat().st_size > 0
-            if has_mark or not parse_stage_data(stage_data).watermark:
-                self.context.processes.warm()
+    def _foresee(self, stage_data: object) -> bool:
+        """Whether to claim a job; one that looks as if it will be rendered needs a ComfyUI."""
+        try:
+            plan = parse_stage_data(stage_data)
+        except JobError:
+            return True
+        mark = self.settings.watermark
+        has_mark = mark.is_file() and mark.stat().st_size > 0
+        return (plan.watermark and not has_mark) or self.breaker.admits_rendering()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.

@@ -76,6 +76,10 @@ class DiskFull(JobError):
         super().__init__("media_failed", DISK_FULL)
 
 
+class PortHeld(JobError):
+    """Another program listens on the port that a ComfyUI of ours was to have."""
+
+
 class LeaseLost(JobError):
     """The hosted side may have given the job to somebody else: stop, and report nothing."""
 

@@ -26,6 +26,7 @@ from ltx.process import LAUNCHER
 from ltx.state import claim_folder
 from sandbox.client import Event, Hosted, NothingHappened
 from tests.conftest import Box, Running
+from tests.pictures import picture
 
 # The promise of a stop; it is a bound, not a speed that is measured.
 STOP_S = 20
@@ -349,13 +350,13 @@ def test_a_final_failure_that_waits_is_reported_not_worked_on_when_the_job_is_of
     # It runs out before the failure is tried again between polls.
     hosted.set_options(leaseSec=2.5)
     hosted.fault(FAIL, status=503, times=4)
-    hosted.script_comfyui({"on": "prompt", "kind": "reject"})
-    job = box.add_job()
+    good = hosted.put_frame("frame-0.png", picture((320, 180), 0))
+    job = hosted.add_job([good, hosted.put_frame("cut.png", picture((320, 180))[:200])], ["walk"])
     worker = box.start(HEARTBEAT_INTERVAL_S="0.2")
     failed = hosted.wait("fail", job, timeout=60)
     assert len(hosted.events("claim", job)) == 2, "it was not offered again"
-    assert prompts(hosted) == [1], worker.log
-    assert failed["data"]["error"]["code"] == "comfyui_rejected"
+    assert len(hosted.events("frame.get")) == 2, worker.log
+    assert failed["data"]["error"]["code"] == "frame_invalid"
     assert len({json.dumps(call["json"]) for call in calls(hosted, job, "fail")}) == 1
 
 
