@@ -166,8 +166,11 @@ def node_gaps(
                 yield Misfit(kind, info, f"knows no {name} {one_line(repr(value), 120)}")
 
 
-def read_rejection(body: object) -> JobError:
+def read_rejection(body: object, status: int = 400) -> JobError:
     """What ComfyUI's refusal of a prompt means (POST /prompt, node_errors included)."""
+    if not isinstance(body, dict):
+        told = describe_stranger(status, is_ours=True)
+        return JobError("comfyui_rejected", f"To a prompt {told}: {one_line(body, 200)}")
     error = as_dict(as_dict(body).get("error"))
     if error.get("type") == "missing_node_type":
         return MissingNode(one_line(as_dict(error.get("extra_info")).get("class_type")))

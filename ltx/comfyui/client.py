@@ -30,6 +30,7 @@ from ltx.process import END_GRACE_S, Child, is_listened_on
 from ltx.state import remove_own
 from ltx.text import as_dict, as_list, log_event, one_line
 
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_CLIP_BYTES = 2 * 2**30
 BOOT_POLL_S = 0.1
 HISTORY_POLL_S = 1.0
@@ -117,6 +118,11 @@ class Comfy:
         """Whether it is our child that listens, which no other process can make us believe."""
         return self.child is not None and self.child.listens_on(self.port)
 
+    def is_port_held(self) -> bool:
+        """Whether a program of this machine that is not our child listens there."""
+        is_here = urlsplit(self.url).hostname in LOCAL_HOSTS
+        return is_here and is_listened_on(self.port) and not self._is_childs()
+
     def describe(self) -> str:
         """The server's version and device, for people."""
         system, device = self._stats()
@@ -143,7 +149,7 @@ class Comfy:
     def _explain_silence(self, why: str) -> JobError:
         assert self.child
         kind = JobError
-        if is_listened_on(self.port) and not self._is_childs():
+        if self.is_port_held():
             kind, why = PortHeld, f"The port of {self.url} is held by another program; end it."
         if self.stranger:
             why = f"{why} At {self.url} {self.stranger}."
@@ -224,7 +230,7 @@ class Comfy:
         if reply.status >= 500:
             raise ComfyLost(f"it answered the prompt with status {reply.status}")
         if not reply.ok or as_dict(answer).get("node_errors"):
-            raise read_rejection(answer)
+            raise read_rejection(answer, reply.status)
 
     def render(self, workflow: Workflow) -> Iterator[Rendering]:
         """Runs a prompt; yields with every step, and once more at the end, with the outputs.

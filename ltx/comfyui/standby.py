@@ -10,7 +10,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.client import VRAM_BACK, Comfy
+from ltx.comfyui.client import LOCAL_HOSTS, VRAM_BACK, Comfy
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
@@ -148,7 +148,7 @@ class ComfyProcesses:
 
     def _boot(self) -> Comfy:
         parts = urlsplit(self.settings.comfyui_url)
-        if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        if parts.hostname not in LOCAL_HOSTS:
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
             if self.stranger:
                 message = f"{message} There {self.stranger}."

@@ -27,9 +27,9 @@ def check_comfyui(context: DoctorContext) -> Iterator[Answer]:
     settings, port = context.settings, context.comfy.port
     if context.comfy.answers():
         how = f"answers at {context.comfy.url} and is not ended by us"
-    elif context.comfy.stranger:
-        why = f"at COMFYUI_URL={settings.comfyui_url} {context.comfy.stranger}"
-        yield "FAIL", why, who_listens(port)
+    elif context.comfy.stranger or context.comfy.is_port_held():
+        what = context.comfy.stranger or "a program has the port and does not answer"
+        yield "FAIL", f"at COMFYUI_URL={settings.comfyui_url} {what}", who_listens(port)
         return
     else:
         try:
