@@ -71,6 +71,8 @@ from ltx.state import state_folder, with_worker_id
 from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
 CLAIM_TRIES = 4
+# What is left of a lease when a stop comes must outlast the stop (20 s) and the next start.
+RESTART_S = 30.0
 
 
 class Heartbeat:
@@ -162,7 +164,7 @@ class Worker:
         try:
             self.start()
             while not self.cancellation.stopping and not (once and served):
-                served = self.tick()
+                served = self.tick() or bool(self.progress.trouble)
         except JobError as error:
             if error.code != "shutdown":
                 raise
@@ -280,21 +282,23 @@ class Worker:
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
-        if not decided:
-            self._foresee(stage_data)
+        if not decided and not self._foresee(stage_data):
+            return None
         if not decided and job.stage_data != stage_data:
             job.remove()
         if not job.order.exists():
             job.create(stage_data)
         return job if self._claim_job(job) else None
 
-    def _foresee(self, stage_data: object) -> None:
-        """Boots ComfyUI while a job is claimed, if the job looks as if it will be rendered."""
-        with contextlib.suppress(JobError):
-            mark = self.settings.watermark
-            has_mark = mark.is_file() and mark.stat().st_size > 0
-            if has_mark or not parse_stage_data(stage_data).watermark:
-                self.context.processes.warm()
+    def _foresee(self, stage_data: object) -> bool:
+        """Whether to claim a job; one that looks as if it will be rendered needs a ComfyUI."""
+        try:
+            plan = parse_stage_data(stage_data)
+        except JobError:
+            return True
+        mark = self.settings.watermark
+        has_mark = mark.is_file() and mark.stat().st_size > 0
+        return (plan.watermark and not has_mark) or self.breaker.admits_rendering()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.
@@ -385,13 +389,14 @@ class Worker:
 
     def _fail(self, job: Job, error: JobError) -> None:
         """Writes a failure down and reports it, unless the job may still come to a good end."""
+        for_restart = error.code == "shutdown" and self._is_worth_keeping(job)
         # What ended the job must not end the report of it; a stop shortens it.
         self.cancellation.end()
         decided = job.outcome.exists()
         has_film = job.output.exists() and (error.code == "shutdown" or isinstance(error, DiskFull))
-        if decided or has_film or isinstance(error, LeaseLost):
+        if decided or has_film or for_restart or isinstance(error, LeaseLost):
             self.outcome = "kept"
-            log_event("job_kept", error.detail, job=job.id)
+            log_event("job_kept", error.detail or "The next start goes on with it.", job=job.id)
             self.outbox.park(job, self.settings.poll_interval)
             if decided and self.cancellation.stopping:
                 self.outbox.deliver(job, retries=0)
@@ -410,6 +415,14 @@ class Worker:
             with contextlib.suppress(Unavailable, Refusal, ConfigError):
                 self.api.finish(job.id, "fail", {"error": error.report()})
             self.outbox.forget(job)
+
+    def _is_worth_keeping(self, job: Job) -> bool:
+        """Whether a stop keeps a job's clips for the next start rather than hand it back.
+
+        If no start comes, the lease runs out and the hosted side offers the job to others.
+        """
+        restarts = self.context.expects_more and self.cancellation.lease_left() >= RESTART_S
+        return restarts and job.has_clips()
 
     def _sum_up(self, job: Job, total: float) -> None:
         """The job in one line: seconds by stage, for stages of a clip one number a clip."""

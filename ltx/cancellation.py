@@ -75,6 +75,12 @@ class Cancellation:
         """That job is ours for so long, unless this is called again. Safe from any thread."""
         self._end_at(job_id, "lease", self._clock() + seconds, LeaseLost())
 
+    def lease_left(self) -> float:
+        """Seconds that the job in hand is ours for certain; 0 where no lease tells."""
+        with self._lock:
+            end, _ = self._ends.get("lease", (math.inf, None))
+        return 0.0 if end == math.inf else end - self._clock()
+
     @contextlib.contextmanager
     def deadline(self, name: str, seconds: float, reason: JobError) -> Iterator[None]:
         """Within this block every wait ends with `reason` when `seconds` have passed."""

@@ -146,6 +146,10 @@ class Job:
         # Not the stem of the clip: its half-written file is beside it, and the encode writes there.
         return self.folder / "clips" / f"{clip:03}.record.json"
 
+    def has_clips(self) -> bool:
+        """Whether a clip has been rendered, so that making the film anew would cost more."""
+        return any((self.folder / "clips").glob("*.mp4"))
+
     def conclude(self, verb: str, body: Mapping[str, object]) -> None:
         """Writes the outcome down, once; `verb` is complete or fail."""
         write_json_durably(self.outcome, {"verb": verb, "body": body})

@@ -35,6 +35,7 @@ OUR_FLAGS = {
         "the worker gives each process folders of its own",
     ),
     "--database-url": "the worker gives each process a database of its own",
+    **dict.fromkeys(("--tls-keyfile", "--tls-certfile"), "the worker speaks plain HTTP to it"),
 }
 # requests looks for these in the process's environment by itself.
 NETWORK_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle")

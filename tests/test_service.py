@@ -120,6 +120,8 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
         ("Type", "notify"),
         ("NotifyAccess", "main"),
         ("Restart", "on-failure"),
+        ("RestartSec", "15"),
+        ("SyslogIdentifier", "ltx-worker"),
         ("RestartPreventExitStatus", "78"),
         ("KillMode", "mixed"),
         ("OOMPolicy", "continue"),
@@ -131,6 +133,12 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
 )
 def test_the_unit_asks_systemd_for(unit: configparser.SectionProxy, name: str, value: str) -> None:
     assert unit[name] == value
+
+
+def test_no_number_of_starts_ends_the_service_for_good() -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(UNIT)
+    assert parser["Unit"]["StartLimitIntervalSec"] == "0"
 
 
 def test_the_unit_leaves_the_gpu_and_compiling_alone(unit: configparser.SectionProxy) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.answers import find_video
+from ltx.comfyui.answers import Gap, find_video
 from ltx.comfyui.client import Comfy, ComfyLost
 from ltx.comfyui.standby import ComfyProcesses
-from ltx.comfyui.workflow import STEPS, ClipSpec, build_workflow
+from ltx.comfyui.workflow import STEPS, ClipSpec, build_probe, build_workflow
 from ltx.errors import DiskFull, JobError, ToolFailed, Unavailable, tells_full_disk
 from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clips import join_command
@@ -70,16 +70,26 @@ class RenderContext:
         return self.watermark[1]
 
     def probe(self) -> None:
-        """Raises JobError unless a ComfyUI boots and has all parts of the workflow."""
+        """Raises JobError unless a new ComfyUI boots and has all parts of the workflow."""
+        self.processes.stop()
         try:
-            spec = ClipSpec(
-                0, "first.png", "last.png", "", 0, "probe", render_size(self.settings.size)
-            )
-            self.processes.fresh().check_parts(build_workflow(spec, self.settings))
-        except Unavailable as error:
-            raise JobError("comfyui_unavailable", one_line(error)) from error
+            self.check_graph()
         finally:
             self.processes.stop()
+
+    def check_graph(self) -> None:
+        """Looks whether the next clip's ComfyUI fits our graph; one that does not is ended.
+
+        Raises Gap where it does not fit, JobError comfyui_unavailable where none can be asked.
+        """
+        try:
+            self.processes.ready().check_parts(build_probe(self.settings))
+        except Gap:
+            # Mended on the disk, it fits only as another process.
+            self.processes.stop()
+            raise
+        except Unavailable as error:
+            raise JobError("comfyui_unavailable", one_line(error)) from error
 
 
 Fetch = Callable[[str, Path, str], None]
@@ -120,7 +130,6 @@ class Film:
         )
         self.processes, self.media = context.processes, context.media
         self.size = self.settings.size
-        self.is_graph_checked = False
         # The clips that are still to be rendered, the next one first.
         self.waiting: list[int] = []
 
@@ -232,9 +241,7 @@ class Film:
 
     def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> Mapping[str, Any]:
         workflow = build_workflow(self._upload_spec(comfy, clip, seed), self.settings)
-        if not self.is_graph_checked:
-            comfy.check_parts(workflow)
-            self.is_graph_checked = True
+        comfy.check_parts(workflow)
         loaded = started = time.monotonic()
         self.progress.update("rendering")
         for state in comfy.render(workflow):

@@ -21,7 +21,7 @@ from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
 from ltx.operator.service_checks import check_service
 from ltx.process import ask, ask_gpu, read_gpu
 from ltx.settings import ENV_FILE, Settings
-from ltx.state import claim_folder, with_worker_id
+from ltx.state import claim_folder, state_errors, with_worker_id
 from ltx.text import one_line
 
 # What is run, and the package that has it.
@@ -72,7 +72,8 @@ def check_interpreter(context: DoctorContext) -> Iterator[Answer]:
 
 
 def check_state(context: DoctorContext) -> Iterator[Answer]:
-    claim_folder(context.settings.state_dir)
+    with state_errors(context.settings.state_dir):
+        claim_folder(context.settings.state_dir)
     yield "OK", f"{context.settings.state_dir} is ours", ""
 
 

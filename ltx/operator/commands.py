@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.workflow import ClipSpec, build_workflow
-from ltx.errors import JobError, UsageError
+from ltx.errors import JobError, UsageError, full_disk_told
 from ltx.files import hand_out
 from ltx.film.film import Film, RenderContext
 from ltx.film.pictures import check_picture, turn_like
@@ -21,7 +21,7 @@ from ltx.operator.console import Bar, signals, start_logging
 from ltx.operator.doctor import check_box
 from ltx.progress import Progress, StageDurations
 from ltx.settings import RENDER_NEEDS, Settings, read_environ
-from ltx.state import state_folder
+from ltx.state import state_errors, state_folder
 from ltx.text import log_event
 
 
@@ -38,13 +38,16 @@ def render_command(options: argparse.Namespace) -> int:
         signals(cancellation),
         contextlib.closing(Job(settings.state_dir / "render")) as job,
     ):
-        job.create(None)
+        with state_errors(settings.state_dir):
+            job.create(None)
         progress.begin("render")
         cancellation.on_tick = Bar(progress, handler).draw
         context = RenderContext(settings, cancellation, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
-            Film(context, job, plan).make(copy_frame)
+            with full_disk_told():
+                Film(context, job, plan).make(copy_frame)
+                hand_out(job.output, options.output)
         except JobError as error:
             handler.draw("")
             message = f"{error}\n{error.tail}".strip()
@@ -57,7 +60,6 @@ def render_command(options: argparse.Namespace) -> int:
             handler.draw("")
             if options.keep:
                 keep_clips(job, clips_folder(options.output))
-        hand_out(job.output, options.output)
     print(options.output)
     return 0
 
