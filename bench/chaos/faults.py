@@ -16,6 +16,8 @@ FULL_S = (0.2, 4.0)
 ATTEMPTS = 1000
 BAD_JOBS = 0.05
 PAGE = "<!doctype html><h1>Checkpoint</h1>"
+# A file of the customer's that is no picture; a text in its place would be the host's fault.
+GIF = b"GIF89a"
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -37,7 +39,7 @@ class Stage:
             frames = [self.hosted.put_frame(f"{p}.png", picture(SIZE, p)) for p in pictures]
             bad = self.rng.random() < BAD_JOBS
             if bad:
-                frames[-1] = self.hosted.put_frame(f"{number}-bad.png", b"no picture")
+                frames[-1] = self.hosted.put_frame(f"{number}-bad.png", GIF)
             prompts = [f"walk {n}" for n in range(len(frames) - 1)]
             job = f"job-{number:04}"
             self.hosted.add_job(frames, prompts, id=job, maxAttempts=ATTEMPTS)
