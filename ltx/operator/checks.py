@@ -9,19 +9,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltx.errors import ConfigError, JobError, Refusal, Unavailable
+from ltx.errors import ConfigError, JobError, StoreClosed, Unavailable
 from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import ffmpeg_command, read_picture
 from ltx.hosted.blob import Blob
-from ltx.hosted.queue_api import QueueApi
 from ltx.job import MAX_FRAME_PIXELS, job_bytes
+from ltx.operator.api_checks import check_api
 from ltx.operator.comfyui_checks import check_comfyui, check_workflow
 from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
 from ltx.operator.service_checks import check_service
-from ltx.process import ask, ask_gpu, read_gpu
+from ltx.process import ask, ask_gpu
 from ltx.settings import ENV_FILE, Settings
-from ltx.state import claim_folder, with_worker_id
+from ltx.state import claim_folder
 from ltx.text import one_line
 
 
@@ -66,29 +66,13 @@ def check_state(context: DoctorContext) -> Iterator[Answer]:
     yield "OK", f"{context.settings.state_dir} is ours", ""
 
 
-def check_api(context: DoctorContext) -> Iterator[Answer]:
-    settings = with_worker_id(context.settings)
-    api = QueueApi(settings, context.cancellation)
-    try:
-        api.register(read_gpu(settings))
-        yield "OK", f"{settings.api_url} takes our secret", ""
-    except Refusal:
-        yield "WARN", "it has no register call, so the secret is untested", ""
-    except Unavailable as error:
-        yield "FAIL", one_line(error), f"curl -i {settings.api_url}"
-    if abs(api.skew) > MAX_SKEW_S:
-        message = (
-            f"our clock is {abs(api.skew):.0f} s {'behind' if api.skew > 0 else 'ahead of'} it"
-        )
-        yield "WARN", message, "sudo timedatectl set-ntp true"
-
-
 def check_blob(context: DoctorContext) -> Iterator[Answer]:
     try:
         Blob(context.settings, context.cancellation).probe()
         yield "OK", "a small object was put, looked at and deleted", ""
     except Unavailable as error:
-        yield "FAIL", one_line(error), f"curl -i {context.settings.blob_api_url}"
+        fix = EDIT if isinstance(error, StoreClosed) else f"curl -i {context.settings.blob_api_url}"
+        yield "FAIL", one_line(error), fix
 
 
 def check_watermark(context: DoctorContext) -> Iterator[Answer]:
@@ -172,7 +156,6 @@ FILTERS = (
     *("split", "ssim", "tile", "transpose", "trim", "vflip"),
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
-MAX_SKEW_S = 5.0
 # Measured with ComfyUI's older memory manager, which GGUF models use.
 CLIP_RAM_GB = 29
 TRIED_VRAM_MB = 31_000
