@@ -96,6 +96,12 @@ def job_bytes(size: Size) -> int:
     return MAX_FRAMES * MAX_FRAME_BYTES + 3 * clips
 
 
+def describe_films(state_dir: Path) -> str:
+    """What the films that wait to be delivered hold of the disk, as the end of a sentence."""
+    sizes = [film.stat().st_size for film in state_dir.glob("jobs/*/output.mp4")]
+    return f"; {len(sizes)} films that wait hold {sum(sizes) >> 20}" if sizes else ""
+
+
 def seed_for(job_id: str, clip: int, attempt: int) -> int:
     """The same job, clip and attempt always give the same noise.
 

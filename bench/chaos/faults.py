@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.chaos.crew import SIZE, Member
 from sandbox.client import Hosted
+from sandbox.edges import EDGES
 from tests.pictures import picture
 
 FULL_S = (0.2, 4.0)
@@ -48,6 +49,10 @@ class Stage:
 
     def open_jobs(self) -> list[str]:
         return [job["id"] for job in self.hosted.jobs() if job["state"] not in FINAL]
+
+    def spooled_jobs(self) -> list[str]:
+        """What a worker has not let go of yet, whatever the hosted side has heard."""
+        return [p.parent.name for m in self.crew for p in m.state.glob("jobs/*/job.json")]
 
 
 def kill_worker(stage: Stage) -> str:
@@ -92,6 +97,13 @@ def harm_api(stage: Stage) -> str:
     return f"API: {name}"
 
 
+def put_edge(stage: Stage) -> str:
+    name = stage.rng.choice([*EDGES])
+    call, times = stage.rng.choice(CALLS), stage.rng.choice((1, 1, 2, 5))
+    stage.hosted.fault(call, times=times, edge=name)
+    return f"edge: {name}"
+
+
 def harm_heartbeats(stage: Stage) -> str:
     """Long enough, at times, for every lease to run out. None of them hides its sender."""
     name = stage.rng.choice(("429", "5xx", "HTML", "slow", "lost reply"))
@@ -131,7 +143,8 @@ KINDS: dict[Callable[[Stage], str], int] = {
     kill_worker: 26,
     stop_worker: 14,
     harm_comfyui: 16,
-    harm_api: 20,
+    harm_api: 12,
+    put_edge: 20,
     harm_heartbeats: 5,
     harm_blob: 12,
     harm_frames: 5,

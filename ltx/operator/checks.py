@@ -14,7 +14,7 @@ from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import ffmpeg_command, read_picture
 from ltx.hosted.blob import Blob
-from ltx.job import MAX_FRAME_PIXELS, job_bytes
+from ltx.job import MAX_FRAME_PIXELS, describe_films, job_bytes
 from ltx.operator.api_checks import check_api
 from ltx.operator.comfyui_checks import check_comfyui, check_workflow
 from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
@@ -96,7 +96,7 @@ def check_disk(context: DoctorContext) -> Iterator[Answer]:
     state, needed = context.settings.state_dir, job_bytes(context.settings.size)
     there = next(folder for folder in (state, *state.parents) if folder.is_dir())
     message = f"{shutil.disk_usage(there).free >> 20} MB free in {there}, a job may need"
-    message = f"{message} {needed >> 20}"
+    message = f"{message} {needed >> 20}{describe_films(state)}"
     fits = shutil.disk_usage(there).free >= needed
     yield (
         ("OK", message, "")

@@ -122,6 +122,20 @@ def test_the_job_behind_one_that_cannot_be_reported_is_served(box: Box) -> None:
     box.hosted.wait("complete", behind, timeout=40)
 
 
+def test_a_job_that_was_let_go_of_does_not_block_the_queue_when_its_lease_is_over(
+    box: Box,
+) -> None:
+    box.hosted.set_options(leaseSec=1.5)
+    box.hosted.fault("PATCH */fail", times=-1, edge="next: no route")
+    first = box.hosted.add_stage(NONSENSE)
+    box.start("run")
+    let_go = box.hosted.wait("fault")
+    # Offered anew, it stands before what comes now.
+    box.hosted.wait("pending", first, after=let_go["seq"])
+    box.hosted.wait("complete", box.add_job(), timeout=40)
+    assert len(box.hosted.requests("PATCH */fail")) == 1
+
+
 # An edge is not the API
 
 
@@ -199,3 +213,29 @@ def test_a_409_to_our_own_complete_after_a_lost_answer_is_a_delivery(
     assert worker.process.returncode == 0, worker.log
     assert "delivered" in worker.log
     assert "outcome_refused" not in worker.log
+
+
+def test_a_409_after_a_crash_that_cost_the_answer_is_a_delivery(box: Box) -> None:
+    box.hosted.fault("PATCH */complete", blackhole=True)
+    job = box.add_job()
+    box.start("run")
+    box.hosted.wait("fault", timeout=60)
+    box.running[-1].end()
+    box.hosted.fault("PATCH */complete", status=409, body={"error": {"code": "done"}})
+    box.hosted.fault("PATCH */claim", status=409, body={"error": {"code": "done"}})
+    worker = box.run_once()
+    assert f"delivered job={job} verb=complete" in worker.log
+    assert "outcome_refused" not in worker.log
+
+
+@pytest.mark.parametrize("claim", [409, 405])
+def test_a_409_to_a_complete_that_was_never_asked_before_is_no_delivery(
+    box: Box, claim: int
+) -> None:
+    for verb, status in (("complete", 409), ("claim", claim)):
+        after = int(verb == "claim")
+        box.hosted.fault(f"PATCH */{verb}", after=after, status=status, body={"error": "gone"})
+    job = box.add_job()
+    worker = box.run_once()
+    assert f"outcome_refused job={job} verb=complete" in worker.log
+    assert "let_go" not in worker.log

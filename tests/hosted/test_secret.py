@@ -18,19 +18,19 @@ NEW = "the/new+secret-of-today"
 class Tenant:
     """A worker in a folder of its own, whose secret is in its .env alone."""
 
-    def __init__(self, box: Box) -> None:
-        self.box, self.hosted = box, box.hosted
+    def __init__(self, box: Box, name: str = "VIDEOGEN_WORKER_SECRET") -> None:
+        self.box, self.hosted, self.name = box, box.hosted, name
         script = install(box.folder)
         self.env_file = script.with_name(".env")
-        self.write(self.hosted.secret)
-        own = {k: v for k, v in box.environ().items() if k != "VIDEOGEN_WORKER_SECRET"}
+        self.write(box.settings[name])
+        own = {k: v for k, v in box.environ().items() if k != name}
         command = [sys.executable, "-u", str(script)]
         self.worker = Running(command, own, box.folder / "tenant.log")
         box.running.append(self.worker)
 
     def write(self, secret: str) -> None:
         part = self.env_file.with_name("half-saved")
-        part.write_text(f"VIDEOGEN_WORKER_SECRET={secret}\n")
+        part.write_text(f"{self.name}={secret}\n")
         os.replace(part, self.env_file)
 
     def change_hosted(self, secret: str) -> int:
@@ -99,10 +99,22 @@ def test_a_secret_that_is_wrong_at_the_first_call_is_looked_up_again_before_the_
     box: Box,
 ) -> None:
     box.hosted.fault("POST */register", times=-1, status=503, body={"error": "busy"})
-    secret, box.hosted.secret = box.hosted.secret, "an-old-secret"
+    secret, box.settings["VIDEOGEN_WORKER_SECRET"] = box.hosted.secret, "an-old-secret"
     tenant = Tenant(box)
     box.hosted.wait("fault")
     tenant.write(secret)
     box.hosted.clear_faults()
     box.hosted.wait("pending")
     assert "secret_renewed" in tenant.worker.log
+
+
+def test_a_new_token_of_the_store_is_taken_when_the_old_one_is_refused(box: Box) -> None:
+    right = box.settings["BLOB_READ_WRITE_TOKEN"]
+    box.settings["BLOB_READ_WRITE_TOKEN"] = "vercel_blob_rw_Sandbox0Store1234_revoked"
+    tenant = Tenant(box, "BLOB_READ_WRITE_TOKEN")
+    job = box.add_job()
+    box.hosted.wait("heartbeat", where=lambda one: one["data"]["status"] == "degraded", timeout=60)
+    tenant.write(right)
+    box.hosted.wait("complete", job, timeout=60)
+    assert tenant.worker.log.count("secret_renewed") == 1
+    assert tenant.worker.log.count("render_done") == 1
