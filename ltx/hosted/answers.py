@@ -49,7 +49,9 @@ def name_body(body: bytes, content_type: str) -> str:
 
 
 def judge(call: str, status: int, kind: str, past: Past) -> Verdict:
-    """call: register, pending, claim, heartbeat, complete or fail; kind: of `name_body`."""
+    """call: register, pending, claim, heartbeat, complete or fail; kind: of `Reply.kind`."""
+    if kind == "edge":
+        return Verdict.AGAIN
     if 200 <= status < 300:
         return _judge_success(call, kind)
     if is_about_secret(status, kind):
@@ -63,6 +65,8 @@ def judge_probe(status: int, kind: str) -> Verdict:
     """Whether a call is there (DONE) or not, by its answer about a job that nobody has."""
     if is_about_secret(status, kind):
         return Verdict.SECRET
+    if kind == "edge":
+        return Verdict.AGAIN
     if status in (405, 501) or (status == 404 and kind != "json"):
         return Verdict.ABSENT
     is_word = 200 <= status < 300 or status in (400, 404, *FINAL_STATUS)

@@ -246,4 +246,5 @@ class Blob:
 
 
 def log_retry(error: Unavailable, tries: int, pause: float) -> None:
-    log_event("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))
+    if not error.lasting:
+        log_event("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))

@@ -48,10 +48,16 @@ def name_edge(status: int, headers: Mapping[str, str], body: bytes) -> str:
     return ""
 
 
+def is_edge(status: int, headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether it is certain that the app never saw the call; Vercel's NOT_FOUND is its routes'."""
+    missing = headers.get("x-vercel-error") == "NOT_FOUND"
+    return bool(name_edge(status, headers, body)) and not missing
+
+
 def describe_answer(
     status: int, headers: Mapping[str, str], body: bytes, kind: str, call: str = ""
 ) -> str:
-    """An answer that is no verdict, in words; kind: of `answers.name_body`."""
+    """An answer that is no verdict, in words; kind: of `Reply.kind`."""
     if edge := name_edge(status, headers, body):
         return f"status {status}, {edge}"
     server = f", from {one_line(headers['server'], 40)}" if headers.get("server") else ""

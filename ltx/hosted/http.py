@@ -19,6 +19,7 @@ from requests.auth import AuthBase
 from ltx.errors import DiskFull, Unavailable, is_disk_full
 from ltx.hosted.answers import name_body
 from ltx.hosted.calls import Caller, Wait, wait_uncancelled
+from ltx.hosted.edges import is_edge
 from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION
 from ltx.text import MAX_JSON_BYTES, MAX_JSON_PARTS, one_line, prune
@@ -48,7 +49,9 @@ class Reply(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Of `answers.name_body`."""
+        """`edge` for what bears an edge's mark, else a kind of `answers.name_body`."""
+        if is_edge(self.status, self.headers, self.body):
+            return "edge"
         return name_body(self.body, self.headers.get("content-type", ""))
 
     def parse(self) -> Any:

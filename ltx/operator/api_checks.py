@@ -29,7 +29,10 @@ NEEDED = {
 def check_api(context: DoctorContext) -> Iterator[Answer]:
     """Not `pending`, which may give a job away."""
     settings = with_worker_id(context.settings)
-    api, curl = QueueApi(settings, None, api_secret(settings)), f"curl -i {settings.api_url}"
+    api, curl = (
+        QueueApi(settings, context.cancellation, api_secret(settings)),
+        f"curl -i {settings.api_url}",
+    )
     try:
         found = find_calls(api, settings)
     except Unavailable as error:

@@ -99,7 +99,7 @@ def test_a_text_goes_into_the_workflow_as_it_is_and_nowhere_else(
 
 
 SETTINGS = Settings.load({}, needed=())
-KINDS = ("empty", "null", "page", "json", "no_route", "text")
+KINDS = ("empty", "null", "page", "json", "no_route", "text", "edge")
 
 # Addresses
 
