@@ -272,6 +272,12 @@ def read_environ() -> dict[str, str]:
     return environ
 
 
+def read_secret(name: str) -> str:
+    """One of SECRET_NAMES as it is set by now. Raises ConfigError."""
+    settings = Settings.load(read_environ(), needed=(name,))
+    return settings.blob_token if name == "BLOB_READ_WRITE_TOKEN" else settings.secret
+
+
 def read_env_file() -> dict[str, str]:
     """What .env sets; nothing where there is none. Raises ConfigError for what is no text."""
     if not ENV_FILE.exists():
