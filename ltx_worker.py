@@ -252,6 +252,8 @@ class Worker:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
         if time.monotonic() - self.idle_since >= self.settings.comfyui_idle_stop:
             self.context.processes.stop()
+        else:
+            self.context.texts.rest()
         valid = isinstance(asked, (int, float)) and 0.05 <= asked <= 3600
         self.cancellation.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
@@ -293,8 +295,9 @@ class Worker:
         with contextlib.suppress(JobError):
             mark = self.settings.watermark
             has_mark = mark.is_file() and mark.stat().st_size > 0
-            if has_mark or not parse_stage_data(stage_data).watermark:
-                self.context.processes.warm()
+            plan = parse_stage_data(stage_data)
+            if has_mark or not plan.watermark:
+                self.context.foresee(plan.prompts)
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.

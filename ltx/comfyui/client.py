@@ -209,6 +209,8 @@ class Comfy:
     def render(self, workflow: Workflow) -> Iterator[Rendering]:
         """Runs a prompt; yields with every step, and once more at the end, with the outputs.
 
+        A prompt without a sampler has no steps.
+
         Raises JobError, ComfyLost.
 
         The end is learnt from whichever speaks first of the websocket, the history and the
@@ -217,7 +219,8 @@ class Comfy:
         with contextlib.closing(PromptEvents(self.url, self.client_id, self.http.caller)) as events:
             # A lower-case UUID: ComfyUI 0.27 takes nothing else.
             prompt_id = str(uuid.uuid4())
-            sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
+            samplers = (n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
+            sampler = next(samplers, "")
             try:
                 self.submit(workflow, prompt_id)
                 step, record = 0, NOTHING

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy
+from ltx.comfyui.conditioning import ConditioningFiles
+from ltx.comfyui.model_files import PATHS_FLAG
+from ltx.comfyui.text_process import TextProcess
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
@@ -24,19 +27,27 @@ KEPT_LOGS = 10
 class ComfyProcesses:
     """Boots ComfyUI processes, hands out fresh ones and ends them, but never one it did not boot.
 
-    `current` renders; `spare` boots or waits beside it for the next clip.
+    `current` renders; `spare` boots or waits beside it for the next clip; `text` reads texts.
     """
 
     def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
         self.settings, self.cancellation = settings, cancellation
         self.current: Comfy | None = None
         self.spare: Comfy | None = None
+        self.conditioning = ConditioningFiles(settings.state_dir / "conditioning")
+        self.text = TextProcess(settings, cancellation, lambda: self._boot(free_port()))
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
         self.foreign_logged = False
         self.stranger = ""
         # The most that was seen free while nothing of ours was loaded.
         self.vram_free = 0
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the next clip goes to a ComfyUI that somebody else runs."""
+        comfy = self.spare or self.current
+        return comfy is not None and comfy.child is None
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
@@ -118,10 +129,11 @@ class ComfyProcesses:
         self.current = None
 
     def stop(self) -> None:
-        for comfy in (self.current, self.spare):
+        for comfy in (self.current, self.spare, self.text.comfy):
             if comfy and comfy.child:
                 comfy.child.ask_to_end()
         self.retire()
+        self.text.end()
         if self.spare:
             self.spare.end()
         self.spare, self.is_standby = None, False
@@ -143,14 +155,15 @@ class ComfyProcesses:
             log_event("comfyui_stranger", message, logging.WARNING)
         self.stranger = stranger
 
-    def _boot(self) -> Comfy:
+    def _boot(self, port: int = 0) -> Comfy:
+        """On a port of its own where none is given and one renders. Raises JobError, OSError."""
         parts = urlsplit(self.settings.comfyui_url)
         if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
             if self.stranger:
                 message = f"{message} There {self.stranger}."
             raise JobError("comfyui_unavailable", message)
-        port = free_port() if self.current else parts.port or 80
+        port = port or (free_port() if self.current else parts.port or 80)
         home = self.settings.state_dir / "comfyui" / str(port)
         remove_own(home)
         make_own(home)
@@ -161,6 +174,7 @@ class ComfyProcesses:
             *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
             *("--input-directory", str(home / "input")),
             *("--output-directory", str(home / "output")),
+            *self._pack_flags(),
             *("--temp-directory", str(home), "--database-url", "sqlite:///:memory:"),
             *self.settings.comfyui_args,
         ]
@@ -169,6 +183,14 @@ class ComfyProcesses:
         child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
         log_event("comfyui_booting", port=port, pid=child.process.pid)
         return Comfy(f"http://127.0.0.1:{port}", self.cancellation, child, home)
+
+    def _pack_flags(self) -> list[str]:
+        """Has ComfyUI load our nodes; without the folder of their files it does without them."""
+        try:
+            return [PATHS_FLAG, str(self.conditioning.prepare())]
+        except OSError as error:
+            log_event("pack_left_out", f"{error.filename}: {error.strerror}", logging.WARNING)
+            return []
 
 
 def open_log(folder: Path, port: int) -> IO[bytes]:
