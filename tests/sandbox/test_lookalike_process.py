@@ -79,7 +79,8 @@ def test_the_control_server_hears_the_story_and_changes_it(start: Start) -> None
     control.server.shutdown()
     names = [event["event"] for event in control.events]
     uploads = ["upload"] * 2
-    story = ["boot", "ready", *uploads, "prompt", "start", "step", "step", "done", "exit"]
+    texts, steps = ["encoded"] * 2, ["step"] * 2
+    story = ["boot", "ready", *uploads, "prompt", "start", *texts, *steps, "done", "exit"]
     assert names == story
     assert {event["pid"] for event in control.events} == {comfyui.process.pid}
     assert control.events[-2]["promptId"] == prompt_id
