@@ -35,7 +35,7 @@ class ComfyProcesses:
         self.current: Comfy | None = None
         self.spare: Comfy | None = None
         self.conditioning = ConditioningFiles(settings.state_dir / "conditioning")
-        self.text = TextProcess(settings, cancellation, lambda: self._boot(free_port()))
+        self.text = TextProcess(settings, cancellation, lambda: self._boot(reads=True))
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
         self.foreign_logged = False
@@ -155,15 +155,15 @@ class ComfyProcesses:
             log_event("comfyui_stranger", message, logging.WARNING)
         self.stranger = stranger
 
-    def _boot(self, port: int = 0) -> Comfy:
-        """On a port of its own where none is given and one renders. Raises JobError, OSError."""
+    def _boot(self, reads: bool = False) -> Comfy:
+        """reads: it is the one that reads texts. Raises JobError, OSError."""
         parts = urlsplit(self.settings.comfyui_url)
         if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
             if self.stranger:
                 message = f"{message} There {self.stranger}."
             raise JobError("comfyui_unavailable", message)
-        port = port or (free_port() if self.current else parts.port or 80)
+        port = free_port() if reads or self.current else parts.port or 80
         home = self.settings.state_dir / "comfyui" / str(port)
         remove_own(home)
         make_own(home)
@@ -181,7 +181,8 @@ class ComfyProcesses:
         log_file = open_log(self.settings.state_dir / "logs", port)
         folder = self.settings.comfyui_dir
         child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
-        log_event("comfyui_booting", port=port, pid=child.process.pid)
+        use = "texts" if reads else "clips"
+        log_event("comfyui_booting", port=port, pid=child.process.pid, use=use)
         return Comfy(f"http://127.0.0.1:{port}", self.cancellation, child, home)
 
     def _pack_flags(self) -> list[str]:
