@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltx.errors import ConfigError, JobError, Refusal, Unavailable
+from ltx.errors import ConfigError, JobError, Refusal, StoreClosed, Unavailable
 from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import ffmpeg_command, read_picture
@@ -24,17 +24,27 @@ from ltx.settings import ENV_FILE, Settings
 from ltx.state import claim_folder, with_worker_id
 from ltx.text import one_line
 
+# What is run, and the package that has it.
+PROGRAMS = {
+    "ffmpeg": "ffmpeg",
+    "ffprobe": "ffmpeg",
+    "setpriv": "util-linux",
+    "choom": "util-linux",
+    "nice": "coreutils",
+}
+
 
 def check_tools() -> None:
     """Raises ConfigError for programs that are missing on this machine."""
-    missing = [tool for tool in ("ffmpeg", "ffprobe") if not shutil.which(tool)]
+    missing = [tool for tool in PROGRAMS if not shutil.which(tool)]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)} missing: sudo apt install ffmpeg")
+        packages = " ".join(sorted({PROGRAMS[tool] for tool in missing}))
+        raise ConfigError(f"{' and '.join(missing)} missing: sudo apt install {packages}")
 
 
 def check_programs(_context: DoctorContext) -> Iterator[Answer]:
     check_tools()
-    yield "OK", "ffmpeg, ffprobe", ""
+    yield "OK", ", ".join(PROGRAMS), ""
 
 
 def check_ffmpeg(context: DoctorContext) -> Iterator[Answer]:
@@ -87,6 +97,8 @@ def check_blob(context: DoctorContext) -> Iterator[Answer]:
     try:
         Blob(context.settings, context.cancellation).probe()
         yield "OK", "a small object was put, looked at and deleted", ""
+    except StoreClosed as error:
+        yield "FAIL", one_line(error), EDIT
     except Unavailable as error:
         yield "FAIL", one_line(error), f"curl -i {context.settings.blob_api_url}"
 
@@ -190,7 +202,7 @@ BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
 )
 # What is quick and would make every job fail, so that `run` and `render` do not start.
 GATE = (
-    Check("programs", check_programs, fix="sudo apt install ffmpeg"),
+    Check("programs", check_programs, fix="sudo apt install ffmpeg util-linux coreutils"),
     Check("interpreter", check_interpreter, fix=EDIT),
 )
 CHECKS = (

@@ -18,6 +18,9 @@ import sys
 import threading
 import time
 
+# aiohttp reads every certificate authority of the machine when it is imported, in every process.
+os.environ |= {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
+
 from aiohttp import web
 from engine import Engine
 from hub import Hub

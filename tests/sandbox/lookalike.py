@@ -205,12 +205,24 @@ def flf2v(seed: int = 7, prefix: str = "clips/one", length: int = FRAMES) -> Jso
     }
 
 
+def pack_flags(folder: Path, packs: Path = PACKS) -> list[str]:
+    """Has a look-alike load our nodes; their files lie in `folder`/conditioning."""
+    kept, file = folder / "conditioning", folder / "paths.yaml"
+    kept.mkdir(parents=True, exist_ok=True)
+    entry = {"custom_nodes": str(packs), "ltx_worker_conditioning": str(kept)}
+    file.write_text(json.dumps({"ltx_worker": entry}))
+    return ["--extra-model-paths-config", str(file)]
+
+
 def key_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def texts(*wanted: str, last: str = "LTXWorkerRestTextEncoder", encoder: str = GEMMA) -> Json:
-    """A graph that keeps what the encoder reads of each text, under the text's own key."""
+def texts(*wanted: str, rest: bool = True, encoder: str = GEMMA) -> Json:
+    """A graph that keeps what the encoder reads of each text, under the text's own key.
+
+    The encoder then rests in RAM, or stays where it is.
+    """
     core = encoder.endswith(".safetensors")
     files = {"clip_name1": encoder, "clip_name2": "ltx-2.3_text_projection_bf16.safetensors"}
     loader = "DualCLIPLoader" if core else "DualCLIPLoaderGGUF"
@@ -222,7 +234,9 @@ def texts(*wanted: str, last: str = "LTXWorkerRestTextEncoder", encoder: str = G
         kept = {"conditioning": [f"2{n}", 0], "key": key_of(text), **after}
         graph[f"3{n}"] = {"class_type": "LTXWorkerSaveConditioning", "inputs": kept}
         after = {"after": [f"3{n}", 0]}
-    graph["4"] = {"class_type": last, "inputs": {"clip": ["1", 0], **after}}
+    last, after = ("Rest", after) if rest else ("Hold", {})
+    kind = f"LTXWorker{last}TextEncoder"
+    graph["4"] = {"class_type": kind, "inputs": {"clip": ["1", 0], **after}}
     return graph
 
 

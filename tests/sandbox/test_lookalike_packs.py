@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,12 +13,12 @@ from tests.sandbox.lookalike import (
     CORE_GEMMA,
     PACKS,
     PATIENCE_S,
-    Control,
     Json,
     Lookalike,
     flf2v,
     from_files,
     key_of,
+    pack_flags,
     payload,
     texts,
 )
@@ -34,20 +32,6 @@ NODES = {
 BOTH = ("walk on", "blurry")
 
 
-def paths_file(folder: Path, packs: Path = PACKS, **more: Any) -> str:
-    """What the flag names: our pack, and the folder of its files."""
-    kept = folder / "conditioning"
-    kept.mkdir(parents=True, exist_ok=True)
-    entry = {"custom_nodes": str(packs), "ltx_worker_conditioning": str(kept), **more}
-    file = folder / "paths.yaml"
-    file.write_text(json.dumps({"ltx_worker": entry}))
-    return str(file)
-
-
-def flags(folder: Path, *others: str) -> list[str]:
-    return ["--extra-model-paths-config", paths_file(folder), *others]
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("packs")
@@ -56,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(home: Path) -> Iterator[Lookalike]:
     """One that has the pack, and has read both texts of the recipe."""
-    running = Lookalike(home / "own", *flags(home, "--cache-none")).ready().upload_pair()
+    running = Lookalike(home / "own", *pack_flags(home), "--cache-none").ready().upload_pair()
     running.run(texts(*BOTH))
     yield running
     running.end()
@@ -111,7 +95,7 @@ def test_what_a_saver_drops_makes_another_film(packed: Lookalike, home: Path) ->
     lossy = home / "lossy.py"
     lossy.write_text(LOSSY.format(pack=str(PACKS / "ltx_worker_nodes").replace(".", "_x_")))
     other = (
-        Lookalike(home / "other", *flags(home), *flags_of(home / "lossy", lossy))
+        Lookalike(home / "other", *pack_flags(home), *own_flags(home / "lossy", lossy))
         .ready()
         .upload_pair()
     )
@@ -136,7 +120,7 @@ NODE_CLASS_MAPPINGS = {{"LossySave": LossySave}}
 """
 
 
-def flags_of(folder: Path, pack: Path) -> list[str]:
+def own_flags(folder: Path, pack: Path) -> list[str]:
     """A configuration as people write it, with a pack of their own in a file."""
     (folder / "packs").mkdir(parents=True)
     pack.rename(folder / "packs" / pack.name)
@@ -166,7 +150,7 @@ def test_the_core_loader_reads_safetensors_and_the_gguf_node_reads_them_wrong(
         comfyui.run(graph)
         return file.read_bytes()
 
-    comfyui = start(*flags(tmp_path)).ready()
+    comfyui = start(*pack_flags(tmp_path)).ready()
     assert kept("DualCLIPLoader") == kept("DualCLIPLoader") != kept("DualCLIPLoaderGGUF")
 
 
@@ -201,7 +185,7 @@ def test_a_damaged_file_is_an_error_of_the_node_that_loads_it(
 def test_a_known_text_is_not_read_twice_and_a_lost_file_is_written_again(
     start: Start, tmp_path: Path
 ) -> None:
-    comfyui = start(*flags(tmp_path)).ready()
+    comfyui = start(*pack_flags(tmp_path)).ready()
 
     def executed() -> set[str]:
         _, messages = comfyui.run(texts("walk on"))
@@ -217,63 +201,62 @@ def test_a_known_text_is_not_read_twice_and_a_lost_file_is_written_again(
     assert file.exists()
 
 
-def test_a_resting_encoder_leaves_the_card_and_is_not_loaded_again(
+def test_what_cannot_be_imported_is_logged_and_left_out_and_the_rest_comes(
     start: Start, tmp_path: Path
 ) -> None:
-    control = Control(*[{}] * 4)
-    comfyui = start(*flags(tmp_path), LOOKALIKE_CONTROL_URL=control.url).ready()
-    idle = comfyui.free_vram()
-    comfyui.run(texts(last="LTXWorkerHoldTextEncoder"))
-    assert comfyui.free_vram() == idle
-    comfyui.run(texts("walk on", last="LTXWorkerHoldTextEncoder"))
-    assert idle - comfyui.free_vram() > 10**10
-    _, messages = comfyui.run(texts("walk off"))
-    assert comfyui.free_vram() == idle
-    assert payload(messages, "execution_cached")["nodes"] == ["1"]
-    encoded = [event["text"] for event in control.events if event["event"] == "encoded"]
-    assert encoded == ["walk on", "walk off"]
+    packs = tmp_path / "packs"
+    (packs / "broken").mkdir(parents=True)
+    (packs / "broken" / "__init__.py").write_text("import no_such_module")
+    (packs / "good.py").write_text("NODE_CLASS_MAPPINGS = {}")
+    (packs / "old.py.disabled").write_text("import no_such_module")
+    (packs / "no_pack.py").write_text("")
+    (packs / "notes.txt").write_text("no module")
+    (packs / "__pycache__").mkdir()
+    comfyui = start(*pack_flags(tmp_path, packs))
+    seen = comfyui.wait_for_line("To see the GUI go to")
+    assert f"Cannot import {packs / 'broken'} module for custom nodes: No module named" in seen
+    assert f"seconds (IMPORT FAILED): {packs / 'broken'}\n" in seen
+    assert f"Skip {packs / 'no_pack.py'} module" in seen
+    assert f"seconds: {packs / 'good.py'}\n" in seen
+    assert not [name for name in ("old.py", "notes.txt", "__pycache__") if name in seen]
 
 
-def test_after_free_an_encoder_is_off_the_card_only_after_a_while(
+def test_packs_can_be_switched_off_but_for_some(start: Start, tmp_path: Path) -> None:
+    off = ["--disable-all-custom-nodes"]
+    kept = ["--whitelist-custom-nodes", "ltx_worker_nodes"]
+    without = start(*pack_flags(tmp_path), *off).ready()
+    alone = start(*pack_flags(tmp_path), *off, *kept).ready()
+    assert without.get("/object_info/LTXWorkerLoadConditioning").json() == {}
+    assert alone.get("/object_info/LTXWorkerLoadConditioning").json()
+
+
+@pytest.mark.parametrize("content", [None, '{"a": {"custom_nodes": "/\x7f"}}', "no yaml"])
+def test_a_file_of_folders_that_cannot_be_read_ends_it(
+    start: Start, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "paths.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert start("--extra-model-paths-config", str(file)).process.wait(PATIENCE_S) == 1
+
+
+def test_a_pack_does_not_take_the_place_of_a_node_that_is_there(
     start: Start, tmp_path: Path
 ) -> None:
-    def missing(collect: str) -> int:
-        comfyui = start(*flags(tmp_path / collect), LOOKALIKE_COLLECT_S=collect).ready()
-        idle = comfyui.free_vram()
-        comfyui.run(texts("walk on", last="LTXWorkerHoldTextEncoder"))
-        comfyui.post("/free", {"unload_models": True})
-        # Once another prompt is over, the wish has been heard.
-        comfyui.run(texts(last="LTXWorkerHoldTextEncoder"))
-        return idle - comfyui.free_vram()
-
-    assert missing("60") > 10**10
-    assert missing("0") == 0
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    (packs / "greedy.py").write_text(GREEDY)
+    comfyui = start(*pack_flags(tmp_path, packs)).ready()
+    known = comfyui.get("/object_info/LoadImage").json()["LoadImage"]
+    assert known["python_module"] == "nodes"
 
 
-FAULTS: dict[str, tuple[Json, Any]] = {
-    "dies": ({"kind": "kill"}, -9),
-    "crashes": ({"kind": "segfault"}, -11),
-    "runs out of memory": ({"kind": "oom"}, "torch.OutOfMemoryError"),
-    "fails": ({"kind": "execution_error"}, "RuntimeError"),
-}
-
-
-def scripted(fault: Json, event: str = "text") -> str:
-    return json.dumps({"on": event, **fault})
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_text_prompt_can_go_wrong_at_any_text(start: Start, tmp_path: Path, name: str) -> None:
-    fault, end = FAULTS[name]
-    standing = scripted({**fault, "at": 2})
-    comfyui = start(*flags(tmp_path), LOOKALIKE_FAULT=standing).ready().upload_pair()
-    if isinstance(end, int):
-        comfyui.submit(texts(*BOTH))
-        assert comfyui.process.wait(PATIENCE_S) == end
-    else:
-        _, messages = comfyui.run(texts(*BOTH))
-        error = payload(messages, "execution_error")
-        assert (error["node_type"], error["exception_type"]) == ("CLIPTextEncode", end)
-        assert "execution_success" in [kind for kind, _ in comfyui.run(flf2v())[1]]
-    kept = [path.name for path in (tmp_path / "conditioning").iterdir()]
-    assert kept == [key_of("walk on")]
+GREEDY = """
+class Greedy:
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {}
+NODE_CLASS_MAPPINGS = {"LoadImage": Greedy}
+"""
