@@ -481,6 +481,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     flow.add_argument("--negative", default=NEGATIVE_PROMPT, metavar="TEXT")
     flow.add_argument("--clip", type=int, default=0, choices=range(MAX_FRAMES - 1), metavar="N")
     flow.add_argument("--seed", type=int)
+    flow.add_argument("--text", default="clip", choices=("clip", "job"), help="as LTX_TEXT")
     flow.set_defaults(command=workflow_command)
     return parser.parse_args(arguments)
 

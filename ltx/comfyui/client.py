@@ -20,6 +20,7 @@ from ltx.comfyui.answers import (
     read_history,
     read_rejection,
 )
+from ltx.comfyui.conditioning import LOAD_NODE
 from ltx.comfyui.events import COMFY_CALL_S, PromptEvents, Sign
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
 from ltx.errors import JobError, Unavailable, is_refused
@@ -145,6 +146,10 @@ class Comfy:
         if odd := [kind for kind, answer in asked.items() if not isinstance(answer, dict)]:
             raise Unavailable(f"/object_info/{odd[0]} was not answered as ComfyUI does")
         return {kind: as_dict(answer.get(kind)) for kind, answer in asked.items()}
+
+    def pack(self) -> str:
+        """What our node pack tells of itself there; '' where it is not. Raises Unavailable."""
+        return str(self.parts([LOAD_NODE])[LOAD_NODE].get("description") or "")
 
     def gaps(self, workflow: Workflow) -> list[JobError]:
         """Every node class, input and model file of the workflow that this ComfyUI lacks."""

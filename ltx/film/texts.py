@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.client import Comfy, ComfyLost
-from ltx.comfyui.conditioning import LOAD_NODE, PACK_DESCRIPTION, conditioning_key
+from ltx.comfyui.conditioning import PACK_DESCRIPTION, conditioning_key
 from ltx.comfyui.model_files import NoIdentity, encoder_files, read_version
 from ltx.comfyui.standby import ComfyProcesses
 from ltx.errors import JobError, Unavailable
@@ -115,14 +115,14 @@ class Texts:
 
     def _has_pack(self, comfy: Comfy) -> bool:
         """Whether this ComfyUI has our node pack in our version. Raises Unavailable."""
-        told = comfy.parts([LOAD_NODE])[LOAD_NODE].get("description")
+        told = comfy.pack()
         if told == PACK_DESCRIPTION:
             self._note("")
             return True
-        other = f"ComfyUI has another {LOAD_NODE} ({one_line(told, 60)})"
-        self._note(
-            "ComfyUI did not load the worker's nodes, see its log" if told is None else other
+        lacks = (
+            f"has other nodes of this name ({one_line(told, 60)})" if told else "lacks its nodes"
         )
+        self._note(f"ComfyUI {lacks}; doctor tells more")
         return False
 
     def _encode(self, keys: Keys) -> None:

@@ -56,10 +56,10 @@ class Shift:
     def pids(self, kind: str = "prompt") -> list[int]:
         return [event["data"]["pid"] for event in self.events(kind)]
 
-    def serve(self, *script: Step, clips: int = 1) -> tuple[Event, str]:
+    def serve(self, *script: Step, clips: int = 1, text: str = "walk on") -> tuple[Event, str]:
         """A job under scripted faults: its outcome, and the worker's log about it."""
         self.hosted.script_comfyui(*script)
-        job = self.box.add_job(clips)
+        job = self.box.add_job(clips, text=text)
         outcome = self.box.await_outcome(job)
         return outcome, self.log_of(job)
 
@@ -97,6 +97,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     (folder / "environ").write_text("")
     with serving(folder, COMFYUI_PYTHON=str(python), CLIP_GATE="enforce") as box:
         yield box
+
+
+@pytest.fixture
+def box(box: Box) -> Box:
+    """Here the processes that render are looked at; test_text_process.py has the one that reads."""
+    box.settings["LTX_TEXT"] = "clip"
+    return box
 
 
 @pytest.fixture
@@ -251,11 +258,13 @@ def test_what_comfyui_lacks_is_named_with_what_to_install(
     shift: Shift, lack: str, code: str, told: str
 ) -> None:
     (shift.box.folder / "environ").write_text(lack)
-    outcome, log = shift.serve()
+    # A text that was read before would need no encoder.
+    outcome, log = shift.serve(text=lack)
     assert_failed(outcome, code, told)
     assert "To see the GUI" in log, "the last lines of ComfyUI's log are not told"
     assert not shift.events("prompt"), "a graph that cannot run was queued"
-    assert len(shift.pids("boot")) == 1, "it was tried again"
+    # One to render, one to read the text.
+    assert len(shift.pids("boot")) == 2, "it was tried again"
 
 
 @pytest.mark.parametrize(
