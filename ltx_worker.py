@@ -270,6 +270,8 @@ class Worker:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
         if time.monotonic() - self.idle_since >= self.settings.comfyui_idle_stop:
             self.context.processes.stop()
+        else:
+            self.context.texts.rest()
         valid = isinstance(asked, (int, float)) and 0.05 <= asked <= 3600
         self.cancellation.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
@@ -326,8 +328,11 @@ class Worker:
         except JobError:
             return True
         mark = self.settings.watermark
-        has_mark = mark.is_file() and mark.stat().st_size > 0
-        return (plan.watermark and not has_mark) or self.breaker.admits_rendering()
+        if plan.watermark and not (mark.is_file() and mark.stat().st_size > 0):
+            return True
+        with contextlib.suppress(JobError):
+            self.context.foresee(plan.prompts)
+        return self.breaker.admits_rendering()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.
@@ -511,6 +516,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     flow.add_argument("--negative", default=NEGATIVE_PROMPT, metavar="TEXT")
     flow.add_argument("--clip", type=int, default=0, choices=range(MAX_FRAMES - 1), metavar="N")
     flow.add_argument("--seed", type=int)
+    flow.add_argument("--text", default="clip", choices=("clip", "job"), help="as LTX_TEXT")
     flow.set_defaults(command=workflow_command)
     return parser.parse_args(arguments)
 

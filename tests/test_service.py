@@ -228,7 +228,7 @@ def test_the_watchdog_starves_while_the_main_loop_is_stuck(box: Box, notified: N
         WATCHDOG_USEC=WATCHDOG_USEC,
         HEARTBEAT_INTERVAL_S="0.2",
     )
-    box.hosted.wait("heartbeat", where=lambda b: b["data"]["progress"]["stage"] == "encoding")
+    box.hosted.wait("heartbeat", where=lambda b: b["data"]["progress"]["stage"] == "booting")
     heard, beats = len(notified.lines), box.hosted.now()
     assert not notified.wait("WATCHDOG=1", after=heard, timeout=1.0)
     assert len(box.hosted.events("heartbeat", after=beats)) >= 2

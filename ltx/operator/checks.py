@@ -19,6 +19,7 @@ from ltx.operator.api_checks import check_api
 from ltx.operator.comfyui_checks import check_comfyui, check_workflow
 from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
 from ltx.operator.service_checks import check_service
+from ltx.operator.text_checks import check_models, check_texts
 from ltx.process import ask, ask_gpu
 from ltx.settings import ENV_FILE, Settings
 from ltx.state import claim_folder, state_errors
@@ -199,7 +200,9 @@ CHECKS = (
     Check("disk", check_disk),
     Check("memory", check_memory),
     Check("gpu", check_gpu),
+    Check("models", check_models, ("interpreter",), EDIT),
     Check("comfyui", check_comfyui, ("interpreter",), EDIT),
     Check("workflow", check_workflow, ("comfyui",), "ltx_worker.py doctor"),
+    Check("texts", check_texts, ("comfyui", "state"), "ltx_worker.py doctor"),
     Check("service", check_service),
 )
