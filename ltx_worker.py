@@ -32,7 +32,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,11 @@ class Heartbeat:
 class Worker:
     """Polls the queue and takes each job from the claim to the delivered outcome."""
 
-    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
-        self.settings, self.cancellation = settings, cancellation
+    def __init__(self, settings: Settings, lines: LogLines) -> None:
+        self.settings = settings
+        self.cancellation = cancellation = Cancellation(self._on_tick)
         self.progress = Progress(StageDurations(settings))
+        self.bar = Bar(self.progress, lines)
         secret = api_secret(settings)
         self.api = QueueApi(settings, cancellation, secret)
         self.frames = FrameHost(settings, cancellation)
@@ -169,7 +171,6 @@ class Worker:
         self.ignored: object = None
         self.outcomes: list[dict[str, str]] = []
         self.status: dict[str, object] = {}
-        self.on_progress: Callable[[], None] = lambda: None
 
     def run(self, once: bool = False) -> int:
         """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
@@ -187,7 +188,6 @@ class Worker:
         return 0 if self.outbox.delivered or not once or self.cancellation.stopping else 1
 
     def start(self) -> None:
-        self.cancellation.on_tick = self._on_tick
         sweep_leftovers(self.settings.state_dir)
         log_event("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
@@ -249,7 +249,7 @@ class Worker:
             self.systemd.feed()
         self.systemd.tell(self.progress.sentence())
         self._write_status()
-        self.on_progress()
+        self.bar.draw()
 
     def _write_status(self) -> None:
         """What the `status` command shows; written when it has changed, lost without harm."""
@@ -473,16 +473,15 @@ def run_command(options: argparse.Namespace) -> int:
 
 def serve(settings: Settings, handler: LogLines, once: bool) -> int:
     """Serves the queue and returns the exit code. Raises ConfigError."""
-    cancellation = Cancellation()
-    check_box(settings, cancellation, GATE)
+    check_box(settings, Cancellation(), GATE)
     if not settings.watermark.is_file():
         message = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."
         log_event("watermark_missing", message, logging.WARNING)
-    with state_folder(settings), signals(cancellation):
-        worker = Worker(with_worker_id(settings), cancellation)
-        worker.on_progress = Bar(worker.progress, handler).draw
+    with state_folder(settings):
+        worker = Worker(with_worker_id(settings), handler)
         try:
-            return worker.run(once)
+            with signals(worker.cancellation):
+                return worker.run(once)
         finally:
             handler.draw("")
 

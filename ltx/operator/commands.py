@@ -34,7 +34,8 @@ def render_command(options: argparse.Namespace) -> int:
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
     handler = start_logging(settings)
-    cancellation, progress = Cancellation(), Progress(StageDurations(settings))
+    progress = Progress(StageDurations(settings))
+    cancellation = Cancellation(Bar(progress, handler).draw)
     check_box(settings, cancellation, GATE)
     with (
         state_folder(settings),
@@ -44,7 +45,6 @@ def render_command(options: argparse.Namespace) -> int:
         with state_errors(settings.state_dir):
             job.create(None)
         progress.begin("render")
-        cancellation.on_tick = Bar(progress, handler).draw
         context = RenderContext(settings, cancellation, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
