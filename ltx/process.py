@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -26,22 +25,9 @@ END_GRACE_S, UNKILLABLE_S = 3.0, 3.0
 LOG_TAIL_LINES = 40
 # Every child of a worker carries this, so that the next start knows its own leftovers.
 OWNER_MARK = "LTX_WORKER_STATE"
-# What becomes the program: it asks to die with the worker, makes sure that the worker had not died
-# before it could ask, and takes its place behind the desktop and, for the kernel in need of
-# memory, before the worker.
-LAUNCHER = """
-import ctypes, os, sys
-parent, niceness, oom_score = map(int, sys.argv[1:4])
-PR_SET_PDEATHSIG, SIGKILL = 1, 9
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
-if os.getppid() != parent:
-    sys.exit("the worker is gone")
-os.nice(niceness)
-if oom_score:
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(oom_score))
-os.execvp(sys.argv[4], sys.argv[4:])
-"""
+# What becomes the program: it asks to die with the worker, then makes sure that the worker had not
+# died before it could ask.
+LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 
 
 class Child:
@@ -56,11 +42,15 @@ class Child:
         cwd: Path | None = None, niceness: int = 0, oom_score: int = 0,
         errors: IO[bytes] | None = None,
     ) -> None:  # fmt: skip
-        """errors: where its standard error goes, with `output` when there is no such file."""
+        """errors: where its standard error goes, with `output` when there is no such file.
+
+        niceness: behind the desktop. oom_score: goes before the worker when memory is short.
+        """
         self.output, self.errors = output, errors or output
-        conditions = map(str, (os.getpid(), niceness, oom_score))
+        yielding = ["nice", "-n", str(niceness)] if niceness else []
+        expendable = ["choom", "-n", str(oom_score), "--"] if oom_score else []
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", LAUNCHER, *conditions, *command],
+            [*LAUNCHER, str(os.getpid()), *yielding, *expendable, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=self.errors,

@@ -17,6 +17,8 @@ from sandbox.frame_host import FrameHost
 from sandbox.journal import Journal, Options
 from sandbox.queue_api import QueueApi
 
+# Events of a look-alike that are answered with the next fault.
+SCRIPTED = ("boot", "prompt", "text", "hold")
 Act = Callable[[web.Request], Awaitable[Any]]
 
 
@@ -36,7 +38,7 @@ class Control:
         self._queue = queue
         self._store = store
         self._frames = frames
-        self._script: dict[str, deque[dict[str, Any]]] = {"boot": deque(), "prompt": deque()}
+        self._script: dict[str, deque[dict[str, Any]]] = {event: deque() for event in SCRIPTED}
 
     def routes(self) -> list[web.RouteDef]:
         table: list[tuple[str, str, Act]] = [
@@ -135,7 +137,7 @@ class Control:
         steps = await request.json()
         unknown = [step for step in steps if step["on"] not in self._script or "kind" not in step]
         if unknown:
-            raise ValueError(f'a step has "on": "boot" or "prompt", and a "kind": {unknown}')
+            raise ValueError(f'a step has "on", one of {SCRIPTED}, and a "kind": {unknown}')
         for step in steps:
             self._script[step["on"]].append(step)
         return {"ok": True}

@@ -41,7 +41,8 @@ class Stage:
             bad = self.rng.random() < BAD_JOBS
             if bad:
                 frames[-1] = self.hosted.put_frame(f"{number}-bad.png", GIF)
-            prompts = [f"walk {n}" for n in range(len(frames) - 1)]
+            # Of one job alone, so that each has texts to read.
+            prompts = [f"walk {number}, {n}" for n in range(len(frames) - 1)]
             job = f"job-{number:04}"
             self.hosted.add_job(frames, prompts, id=job, maxAttempts=ATTEMPTS)
             self.jobs[job] = pictures
@@ -74,6 +75,12 @@ def harm_comfyui(stage: Stage) -> str:
         at = stage.rng.randint(1, 8)
         stage.hosted.script_comfyui({"on": "prompt", "kind": kind, "at": at, "deaf": True})
     return f"ComfyUI: {kind}"
+
+
+def harm_texts(stage: Stage) -> str:
+    kind = stage.rng.choice(("kill", "segfault", "oom", "hang", "freeze", "damaged"))
+    stage.hosted.script_comfyui({"on": "text", "kind": kind, "deaf": True})
+    return f"ComfyUI, texts: {kind}"
 
 
 ANSWERS: dict[str, dict[str, Any]] = {
@@ -143,6 +150,7 @@ KINDS: dict[Callable[[Stage], str], int] = {
     kill_worker: 26,
     stop_worker: 14,
     harm_comfyui: 16,
+    harm_texts: 4,
     harm_api: 12,
     put_edge: 20,
     harm_heartbeats: 5,

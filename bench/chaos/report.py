@@ -57,9 +57,12 @@ def count_renders(hosted: Hosted) -> Counter[str]:
         nodes = event["data"]["prompt"].values()
         prefix = next(n["inputs"]["filename_prefix"] for n in nodes if "VHS" in n["class_type"])
         clips[event["data"]["promptId"]] = prefix.rpartition("/")[2].rpartition("-")[0]
-    done = every(hosted, "comfyui.done")
+    done = (event["data"] for event in every(hosted, "comfyui.done"))
+    # A prompt that only reads texts is none of the clips.
     return Counter(
-        clips[e["data"]["promptId"]] for e in done if "success" in str(e["data"]["status"])
+        clips[one["promptId"]]
+        for one in done
+        if one["promptId"] in clips and "success" in str(one["status"])
     )
 
 

@@ -80,10 +80,9 @@ def job_data(place: Place) -> Iterator[Case]:
         "a prompt of half a character": new(clipPrompts=["\ud83c walk"]),
         "a forged log line as a frame": new(frames=[url, "\n2099-01-01 INFO delivered"]),
         "escapes and bidi controls as a frame": new(frames=[url, "\x1b[2J\u202e\u2028x"]),
+        "an address of half a character": new(frames=[url, f"{place.host}/\ud83c"]),
     }  # fmt: skip
     yield from table("job data", "bad_job", rows)
-    half = new(frames=[url, f"{place.host}/\ud83c"])
-    yield Case("job data", "an address of half a character", "frame_unavailable", half)
 
 
 def ids(_place: Place) -> Iterator[Case]:

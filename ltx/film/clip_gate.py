@@ -31,6 +31,8 @@ DARK = 16.0
 # Levels between the tenth and the nine tenths of a picture below which it is of one colour: what
 # normalize would make of it is noise. As many levels away from it are not like it at all.
 FLAT, UNLIKE = 4.0, 32.0
+# Fewer levels than this, and the noise of encoding outweighs what a frame still shows of an image.
+FADED = 8.0
 # Chosen by bench/clip_gate on one half of its photographs. In brackets what both halves
 # measured: the good clip nearest to the limit, then the bad clip nearest to it among the kinds that
 # this check is there for. Blur, a colour shift and crf 28 are in the good ones.
@@ -148,7 +150,7 @@ def read_measures(text: str) -> ClipMeasures:
         alike=alike,
         depart=(head[1] - tail[1]) / near,
         arrive=(tail[-2] - head[-2]) / near,
-        back=measure_return(head[1:-1], tail[1:-1]),
+        back=measure_return(head[1:-1], tail[1:-1], [contrast(f) for f in printed[1 : count - 1]]),
         light=min(light[1:-1]) / darker if darker >= DARK else 1.0,
         still=measure_still(printed[:count]),
         jump=max(changes) / (sorted(changes)[len(changes) * 9 // 10] + 1),
@@ -169,15 +171,19 @@ def contrast(frame: Mapping[str, float]) -> float:
     return frame["signalstats.YHIGH"] - frame["signalstats.YLOW"]
 
 
-def measure_return(head: Sequence[float], tail: Sequence[float]) -> float:
+def measure_return(
+    head: Sequence[float], tail: Sequence[float], contrasts: Sequence[float]
+) -> float:
     """By how much the clip comes back to its first image in the second half, 0 if it does not.
 
-    head, tail: each frame's likeness to the first and to the last image.
+    head, tail, contrasts: each frame's likeness to the first and to the last image, and its own
+    contrast; a frame that has faded shows no image, so it cannot be a return.
     """
     half = len(head) // 2
     lowest = itertools.accumulate(head, min)
-    late = list(zip(head, tail, lowest, strict=True))[half:]
-    return max(0.0, *(min(near - far, near - low) for near, far, low in late))
+    late = list(zip(head, tail, lowest, contrasts, strict=True))[half:]
+    shown = [min(near - far, near - low) for near, far, low, levels in late if levels >= FADED]
+    return max([0.0, *shown])
 
 
 def measure_still(frames: Sequence[Mapping[str, float]]) -> float:

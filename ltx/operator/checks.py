@@ -24,17 +24,27 @@ from ltx.settings import ENV_FILE, Settings
 from ltx.state import claim_folder
 from ltx.text import one_line
 
+# What is run, and the package that has it.
+PROGRAMS = {
+    "ffmpeg": "ffmpeg",
+    "ffprobe": "ffmpeg",
+    "setpriv": "util-linux",
+    "choom": "util-linux",
+    "nice": "coreutils",
+}
+
 
 def check_tools() -> None:
     """Raises ConfigError for programs that are missing on this machine."""
-    missing = [tool for tool in ("ffmpeg", "ffprobe") if not shutil.which(tool)]
+    missing = [tool for tool in PROGRAMS if not shutil.which(tool)]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)} missing: sudo apt install ffmpeg")
+        packages = " ".join(sorted({PROGRAMS[tool] for tool in missing}))
+        raise ConfigError(f"{' and '.join(missing)} missing: sudo apt install {packages}")
 
 
 def check_programs(_context: DoctorContext) -> Iterator[Answer]:
     check_tools()
-    yield "OK", "ffmpeg, ffprobe", ""
+    yield "OK", ", ".join(PROGRAMS), ""
 
 
 def check_ffmpeg(context: DoctorContext) -> Iterator[Answer]:
@@ -70,9 +80,10 @@ def check_blob(context: DoctorContext) -> Iterator[Answer]:
     try:
         Blob(context.settings, context.cancellation).probe()
         yield "OK", "a small object was put, looked at and deleted", ""
+    except StoreClosed as error:
+        yield "FAIL", one_line(error), EDIT
     except Unavailable as error:
-        fix = EDIT if isinstance(error, StoreClosed) else f"curl -i {context.settings.blob_api_url}"
-        yield "FAIL", one_line(error), fix
+        yield "FAIL", one_line(error), f"curl -i {context.settings.blob_api_url}"
 
 
 def check_watermark(context: DoctorContext) -> Iterator[Answer]:
@@ -173,7 +184,7 @@ BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
 )
 # What is quick and would make every job fail, so that `run` and `render` do not start.
 GATE = (
-    Check("programs", check_programs, fix="sudo apt install ffmpeg"),
+    Check("programs", check_programs, fix="sudo apt install ffmpeg util-linux coreutils"),
     Check("interpreter", check_interpreter, fix=EDIT),
 )
 CHECKS = (

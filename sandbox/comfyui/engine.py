@@ -99,7 +99,6 @@ class Engine:
     def _execute(self, item: Item) -> str:
         started = time.monotonic()
         self.state.interrupted.clear()
-        self.state.used = True
         self.state.leak()
         self.client_id = item.extra_data.get("client_id")
         self.script.report("start", promptId=item.prompt_id)

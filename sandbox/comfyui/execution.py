@@ -10,11 +10,12 @@ import traceback
 from typing import Any
 
 from hub import Hub
-from mishaps import strike_node
+from mishaps import damage, strike_node
 from nodes import NODES
+from packs import is_changed
 from run import Item, NodeError, PromptInterruptedError, Run
 from slots import Json, is_link, known_inputs
-from state import Cached, State
+from state import Cached, Outputs, State
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,9 @@ class Execution:
         if node["class_type"] == "LoadImage":
             path = self.state.folders.input_file(node["inputs"]["image"])
             return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "gone"
+        if pack := self.state.packs.get(node["class_type"]):
+            inputs = node["inputs"].items()
+            return is_changed(pack, {name: one for name, one in inputs if not is_link(one)})
         return None
 
     def _cached(self, node_id: str) -> Cached | None:
@@ -135,14 +139,30 @@ class Execution:
         class_type = self.prompt[self.run.node_id]["class_type"]
         strike_node(self.run, class_type)
         self.run.ui = None
-        outputs = NODES[class_type](self.run, **self._arguments(class_type))
+        damage(self.run, class_type, self._inputs(), done=False)
+        outputs = self._play(class_type, self._arguments(class_type))
+        damage(self.run, class_type, self._inputs(), done=True)
         result = Cached(outputs, self.run.ui, self._meta())
         self.state.cache[self.signatures[self.run.node_id]] = result
         return result
 
+    def _play(self, class_type: str, arguments: Json) -> Outputs:
+        pack = self.state.packs.get(class_type)
+        if pack is None:
+            return NODES[class_type](self.run, **arguments)
+        found = getattr(pack(), pack.FUNCTION)(**arguments)
+        if not isinstance(found, dict):
+            return tuple(found)
+        self.run.show(found.get("ui", {}))
+        return tuple(found.get("result", ()))
+
+    def _inputs(self) -> Json:
+        inputs: Json = self.prompt[self.run.node_id]["inputs"]
+        return inputs
+
     def _arguments(self, class_type: str) -> Json:
         """Unknown constants never arrive; unknown links do, and are one argument too many."""
-        inputs = self.prompt[self.run.node_id]["inputs"]
+        inputs = self._inputs()
         known = known_inputs(self.state.schemas()[class_type], inputs)
         takes_all = class_type == "VHS_VideoCombine"
         arguments = {}
@@ -216,9 +236,9 @@ class Execution:
         }
 
     def _described_inputs(self) -> Json:
-        inputs = self.prompt[self.run.node_id]["inputs"]
         return {
-            name: ["tensor([...])"] if is_link(value) else [value] for name, value in inputs.items()
+            name: ["tensor([...])"] if is_link(value) else [value]
+            for name, value in self._inputs().items()
         }
 
 

@@ -18,11 +18,15 @@ import sys
 import threading
 import time
 
+# aiohttp reads every certificate authority of the machine when it is imported, in every process.
+os.environ |= {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
+
 from aiohttp import web
 from engine import Engine
 from hub import Hub
 from mishaps import segfault
 from options import Folders, parse_options
+from packs import import_packs
 from routes import make_app
 from script import Fault, Script
 from state import State
@@ -49,10 +53,11 @@ def main() -> None:
     script = Script(os.environ, options.port)
     folders = Folders.of(options)
     folders.prepare()
-    boot(options, script)
+    fault = boot(options, script)
+    packs = import_packs(options, Folders.home(options), broken=fault.kind == "pack_broken")
     if options.quick_test_for_ci:
         return
-    asyncio.run(serve(options, folders, script))
+    asyncio.run(serve(options, State(options, folders, script, packs)))
 
 
 def set_up_logging(options: argparse.Namespace, version: str) -> None:
@@ -71,7 +76,7 @@ class ColouredFormatter(logging.Formatter):
         return f"\x1b[{COLOURS.get(level, 0)}m[{level}]\x1b[0m {super().format(record)}"
 
 
-def boot(options: argparse.Namespace, script: Script) -> None:
+def boot(options: argparse.Namespace, script: Script) -> Fault:
     """Everything before the port is touched, as slow as the imports of the real one."""
     fault = script.report("boot") or Fault("none")
     for line in BOOT_LOG:
@@ -90,6 +95,7 @@ def boot(options: argparse.Namespace, script: Script) -> None:
         sys.exit(int(fault.get("rc", 1)))
     elif fault.kind == "stranger":
         web.run_app(make_stranger(), host="127.0.0.1", port=options.port, handle_signals=False)
+    return fault
 
 
 def make_stranger() -> web.Application:
@@ -103,12 +109,13 @@ def make_stranger() -> web.Application:
     return app
 
 
-async def serve(options: argparse.Namespace, folders: Folders, script: Script) -> None:
+async def serve(options: argparse.Namespace, state: State) -> None:
     """Listen until SIGINT. SIGTERM ends the process, as it does the real one."""
+    script = state.script
     if script.times.term:
         signal.signal(signal.SIGTERM, lambda number, _: die_slowly(number, script.times.term))
     hub = Hub()
-    engine = Engine(State(options, folders, script), hub)
+    engine = Engine(state, hub)
     runner = web.AppRunner(make_app(engine), access_log=None)
     await runner.setup()
     interrupted = asyncio.Event()
@@ -119,7 +126,7 @@ async def serve(options: argparse.Namespace, folders: Folders, script: Script) -
     await asyncio.to_thread(script.report, "ready")
     await interrupted.wait()
     publishing.cancel()
-    stop(folders, script)
+    stop(state.folders, script)
 
 
 def die_slowly(number: int, seconds: float) -> None:

@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from run import NodeError, Run
+from standins import folder_paths
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ OOM_MESSAGE = (
     "Device limit            : 31.84 GiB\n"
     "Free (according to CUDA): 19.56 MiB\n"
 )
+SAVE_NODE, LOAD_NODE = "LTXWorkerSaveConditioning", "LTXWorkerLoadConditioning"
 HUGE = 3 * 1024 * 1024  # characters
 
 
@@ -115,6 +118,25 @@ def strike(run: Run, step: int) -> None:
     here = "node" not in run.fault.details and step == run.fault.get("at", 3)
     if here and run.fault.kind in MISHAPS:
         MISHAPS[run.fault.kind](run)
+
+
+def strike_text(run: Run, number: int) -> None:
+    """Play the fault of a prompt that renders nothing: 0 as the encoder is loaded, 1 at the first
+    text.
+    """
+    default = {"text": 1, "hold": 0}.get(run.event)
+    here = "node" not in run.fault.details and number == run.fault.get("at", default)
+    if default is not None and here and run.fault.kind in MISHAPS:
+        MISHAPS[run.fault.kind](run)
+
+
+def damage(run: Run, class_type: str, inputs: dict[str, Any], *, done: bool) -> None:
+    """A bit of a conditioning's file turns, before it is read or once it is written."""
+    if run.fault.kind == "damaged" and class_type == (SAVE_NODE if done else LOAD_NODE):
+        file = Path(folder_paths.get_folder_paths("ltx_worker_conditioning")[0], inputs["key"])
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
 
 
 def strike_node(run: Run, class_type: str) -> None:

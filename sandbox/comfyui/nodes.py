@@ -19,6 +19,15 @@ from rendering import EncoderDiedError, Encoding, Film, Picture, Projector, fit,
 from run import NodeError, Run
 from saving import NumberedFile, number_file, pad, spoil
 from state import Outputs
+from texts import (
+    Conditioning,
+    apply_nag,
+    condition,
+    encode_text,
+    fingerprint,
+    load_encoder,
+    load_gguf_encoder,
+)
 
 SPATIAL = 32  # pixels per latent cell
 TEMPORAL = 8  # frames per latent frame, after the first
@@ -34,7 +43,8 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class Guider:
-    positive: str
+    model: str
+    positive: Conditioning
     cfg: float
 
 
@@ -46,25 +56,8 @@ def load_unet(run: Run, unet_name: str) -> Outputs:
     return (f"model of {unet_name}",)
 
 
-def load_text_encoder(run: Run, clip_name1: str, clip_name2: str, type: str) -> Outputs:
-    return (f"{type} clip of {clip_name1} and {clip_name2}",)
-
-
 def load_vae(run: Run, vae_name: str, device: str = "", weight_dtype: str = "") -> Outputs:
     return (f"vae of {vae_name}",)
-
-
-def encode_text(run: Run, text: str, clip: str) -> Outputs:
-    run.load_text_encoder()
-    return (text,)
-
-
-def condition(run: Run, positive: str, negative: str, frame_rate: float) -> Outputs:
-    return (positive, negative)
-
-
-def apply_nag(run: Run, model: str, **settings: Any) -> Outputs:
-    return (model,)
 
 
 def load_image(run: Run, image: str) -> Outputs:
@@ -125,13 +118,13 @@ def pin_images(run: Run, vae: str, latent: Film, **settings: Any) -> Outputs:
 
 
 def add_guide(
-    run: Run, positive: str, negative: str, vae: str, latent: Film, image: Picture, frame_idx: int,
-    strength: float, **more: Any,
+    run: Run, positive: Conditioning, negative: Conditioning, vae: str, latent: Film,
+    image: Picture, frame_idx: int, strength: float, **more: Any,
 ) -> Outputs:  # fmt: skip
     return (positive, negative, _pin(latent, image, frame_idx))
 
 
-def crop_guides(run: Run, positive: str, negative: str, latent: Film) -> Outputs:
+def crop_guides(run: Run, positive: Conditioning, negative: Conditioning, latent: Film) -> Outputs:
     return (positive, negative, latent)
 
 
@@ -154,8 +147,10 @@ def select_sampler(run: Run, sampler_name: str) -> Outputs:
     return (sampler_name,)
 
 
-def guide(run: Run, model: str, positive: str, negative: str, cfg: float) -> Outputs:
-    return (Guider(positive, cfg),)
+def guide(
+    run: Run, model: str, positive: Conditioning, negative: Conditioning, cfg: float
+) -> Outputs:
+    return (Guider(model, positive, cfg),)
 
 
 def make_noise(run: Run, noise_seed: int) -> Outputs:
@@ -174,7 +169,8 @@ def sample(
         run.wait(run.times.step)
         run.show_step(step, steps, latent_image)
         strike(run, step)
-    digest = hashlib.sha256(f"{noise}:{guider.positive}".encode()).digest()
+    wanted = f"{noise}:{guider.model}:{fingerprint(guider.positive)}"
+    digest = hashlib.sha256(wanted.encode()).digest()
     drift = int.from_bytes(digest[:4], "big") / 2**32 * math.tau
     film = replace(latent_image, sampled=True, drift=drift)
     return (film, film)
@@ -285,7 +281,8 @@ def _save_picture(run: Run, images: Film | Picture, kind: str, prefix: str) -> O
 NODES: dict[str, Callable[..., Outputs]] = {
     "CheckpointLoaderSimple": load_checkpoint,
     "UnetLoaderGGUF": load_unet,
-    "DualCLIPLoaderGGUF": load_text_encoder,
+    "DualCLIPLoader": load_encoder,
+    "DualCLIPLoaderGGUF": load_gguf_encoder,
     "VAELoader": load_vae,
     "VAELoaderKJ": load_vae,
     "CLIPTextEncode": encode_text,

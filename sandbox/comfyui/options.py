@@ -96,7 +96,7 @@ class Folders:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Folders:
-        base = Path(options.base_directory or HERE).absolute()
+        base = cls.home(options)
         if options.base_directory:
             os.listdir(base / "custom_nodes")  # the real one ends here too when it is absent
         temp_parent = Path(options.temp_directory) if options.temp_directory else base
@@ -105,6 +105,10 @@ class Folders:
             output=Path(options.output_directory or base / "output").absolute(),
             temp=temp_parent.absolute() / "temp",
         )
+
+    @staticmethod
+    def home(options: argparse.Namespace) -> Path:
+        return Path(options.base_directory or HERE).absolute()
 
     def by_type(self, kind: str) -> Path | None:
         return self._roots().get(kind)

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from random import Random
 
-import numpy as np
 from PIL import Image
 from script import Fault
 
@@ -25,6 +24,14 @@ ZOOM = 0.06  # how much closer the camera is halfway between two keyframes
 BLACK = (16, 128, 128)  # Y, Cb, Cr
 GREY = (128, 128, 128)
 NOISE_SEED = 20
+LIMITED = [16 + level * 219 // 255 for level in range(256)]
+# What red, green and blue add to each of Y, Cb and Cr, and its offset (ITU-R BT.709-6, item 3).
+_LUMA = (0.2126, 0.7152, 0.0722)
+BT709 = (
+    *(219 / 255 * share for share in _LUMA), 16,
+    *(224 / 255 * (one - share) / 1.8556 for one, share in zip((0, 0, 1), _LUMA, strict=True)), 128,
+    *(224 / 255 * (one - share) / 1.5748 for one, share in zip((1, 0, 0), _LUMA, strict=True)), 128,
+)  # fmt: skip
 COLOURS = "-color_range tv -colorspace bt709 -color_primaries bt709 -color_trc bt709"
 
 
@@ -61,21 +68,8 @@ def fit(picture: Picture, width: int, height: int, method: Image.Resampling) -> 
 
 def to_yuv420(picture: Picture) -> Planes:
     """BT.709, limited range, chroma averaged over 2 x 2 pixels."""
-    red, green, blue = np.moveaxis(np.asarray(picture, np.float32) / 255, 2, 0)
-    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    full = {
-        "y": 16 + 219 * luma,
-        "cb": 128 + 224 * _quarter((blue - luma) / 1.8556),
-        "cr": 128 + 224 * _quarter((red - luma) / 1.5748),
-    }
-    y, cb, cr = (Image.fromarray(np.rint(plane).astype(np.uint8)) for plane in full.values())
-    return y, cb, cr
-
-
-def _quarter(plane: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    height, width = plane.shape
-    averaged: np.ndarray[Any, Any] = plane.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
-    return averaged
+    y, cb, cr = picture.convert("RGB", BT709).split()
+    return y, cb.reduce(2), cr.reduce(2)
 
 
 class Projector:
@@ -189,10 +183,10 @@ class Projector:
         return Image.new("L", full, y), Image.new("L", half, cb), Image.new("L", half, cr)
 
     def _noise(self, number: int) -> Planes:
-        random = np.random.default_rng(NOISE_SEED + number)
+        random, (full, half) = Random(NOISE_SEED + number), self._sizes()
         y, cb, cr = (
-            Image.fromarray(random.integers(16, 236, (height, width), dtype=np.uint8))
-            for width, height in (self._sizes()[0], self._sizes()[1], self._sizes()[1])
+            Image.frombytes("L", size, random.randbytes(math.prod(size))).point(LIMITED)
+            for size in (full, half, half)
         )
         return y, cb, cr
 

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from engine import Engine
 from files import Files
 from jobs import describe_job, list_jobs
-from run import NO_FAULT, Item
+from run import NO_FAULT, Item, event_of
 from script import Fault
 from slots import Json, failure
 from validation import ValidationResult, validate
@@ -165,14 +165,18 @@ class Routes:
             return _refusal(INVALID_PROMPT_ID)
         if "prompt" not in body:
             return _refusal(failure("no_prompt", "No prompt provided", "No prompt provided"))
+        state = self.engine.state
         result = validate(
-            body["prompt"], self.engine.state.schemas(), image_exists=self.folders.has_input
+            body["prompt"], state.schemas(), image_exists=self.folders.has_input, packs=state.packs
         )
         if result.error is not None:
             log.warning("invalid prompt: %s", result.error)
             return _refusal(result.error, result.node_errors)
         fault = await asyncio.to_thread(
-            self.engine.script.report, "prompt", promptId=str(prompt_id), prompt=body["prompt"]
+            self.engine.script.report,
+            event_of(body["prompt"]),
+            promptId=str(prompt_id),
+            prompt=body["prompt"],
         )
         return self._accept(body, str(prompt_id), result, fault or NO_FAULT)
 

@@ -14,12 +14,15 @@ from PIL import Image
 from rendering import Film
 from script import Fault, Times
 from slots import Json, Prompt
+from standins import model_management
 from state import State
 
 log = logging.getLogger(__name__)
 
 NO_FAULT = Fault("none")
 PREVIEW_WIDTH = 256  # pixels
+# Prompts that render nothing are told and scripted under events of their own.
+TEXT_EVENTS = {"LTXWorkerSaveConditioning": "text", "LTXWorkerHoldTextEncoder": "hold"}
 
 
 class PromptInterruptedError(Exception):
@@ -49,6 +52,12 @@ class Item:
         return [self.number, self.prompt_id, self.prompt, self.extra_data, self.outputs]
 
 
+def event_of(prompt: Prompt) -> str:
+    """What a prompt is in the script: "prompt", or "text" or "hold" where it renders nothing."""
+    classes = [node["class_type"] for node in prompt.values()]
+    return next((TEXT_EVENTS[name] for name in classes if name in TEXT_EVENTS), "prompt")
+
+
 class Run:
     """A prompt being executed; every node gets it as its first argument."""
 
@@ -65,7 +74,8 @@ class Run:
         self.progress: dict[str, Json] = {}  # what progress_state shows, by node id
         self.ui: Json | None = None
         self.node_id = ""
-        self._text_encoder_loaded = False
+        self.event = event_of(item.prompt)
+        self.texts = 0  # read so far
 
     def wait(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
@@ -75,19 +85,13 @@ class Run:
             self.state.interrupted.clear()
             raise PromptInterruptedError
 
-    def load_text_encoder(self) -> None:
-        if not self._text_encoder_loaded:
-            self._text_encoder_loaded = True
-            self._load("LTXAVTEModel_")
-
     def load_model(self) -> None:
-        self._load("LTXAV")
-        self.state.warm = True
-
-    def _load(self, name: str) -> None:
-        log.info("Requested to load %s", name)
-        self.wait((self.times.warm_load if self.state.warm else self.times.load) / 2)
-        self.state.loaded = True
+        log.info("Requested to load LTXAV")
+        times, card, warm = self.times, model_management.card, self.state.warm
+        shuffle = (times.warm_shuffle if warm else times.shuffle) if card.encoder else 0.0
+        self.wait((times.warm_load if warm else times.load) + shuffle)
+        card.take_model()
+        self.state.warm = self.state.used = True
 
     def show_step(self, step: int, steps: int, film: Film) -> None:
         self.show_progress(step, steps)

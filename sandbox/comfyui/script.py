@@ -1,7 +1,9 @@
 """What the test wrote for this process: how long things take, and what goes wrong.
 
 Everything comes from LOOKALIKE_* variables, faults also from the control URL: events are posted
-there as JSON, and the answers to "boot" and "prompt" may carry `{"fault": {"kind": ...}}`.
+there as JSON, and the answers to "boot", "prompt", "text" and "hold" may carry
+`{"fault": {"kind": ...}}`. A prompt that keeps what the text encoder reads is a "text", one that
+only loads the encoder a "hold"; both can be scripted without a thought of the clips.
 """
 
 from __future__ import annotations
@@ -18,14 +20,21 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 2.0
-ON_BOOT = "exit hang slow segfault stranger crowded"
-ON_PROMPT = (
+ON_BOOT = "exit hang slow segfault stranger crowded pack_broken"
+ON_TEXT = (
     "execution_error oom segfault kill hang freeze slow no_history"
-    " ws_drop ws_refuse ws_garbage node_errors reject escape"
-    " no_output short_file truncated short_clip wrong_size"
+    " ws_drop ws_refuse ws_garbage node_errors reject damaged"
+)
+ON_PROMPT = (
+    f"{ON_TEXT} escape no_output short_file truncated short_clip wrong_size"
     " black noise frozen ignore_last bounce stale cut flash"
 )
-FAULT_KINDS = {"boot": frozenset(ON_BOOT.split()), "prompt": frozenset(ON_PROMPT.split())}
+FAULT_KINDS = {
+    "boot": frozenset(ON_BOOT.split()),
+    "prompt": frozenset(ON_PROMPT.split()),
+    "text": frozenset(ON_TEXT.split()),
+    "hold": frozenset(ON_TEXT.split()) - {"damaged"},
+}
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,19 @@ class Times:
     """Seconds, already scaled."""
 
     boot: float
-    load: float  # text encoder and model, for the first prompt of a process
-    warm_load: float  # the same for a later prompt
+    text_load: float  # what an encoder's file takes into RAM
+    text_move: float  # and from there to the card
+    text: float  # one text
+    rest: float  # what an encoder takes back to RAM
+    load: float  # all else that comes before the first step, for the first film of a process
+    warm_load: float  # the same for a later one
+    shuffle: float  # what comes on top of it where an encoder is on the card and has to leave
+    warm_shuffle: float
     step: float
     decode: float
     encode: float  # the least that VHS_VideoCombine takes
     history: float  # from execution_success until the history has it; real, only longer here
+    collect: float  # from /free until an encoder's memory is back
     settle: float  # after a prompt, while nobody listens for /free
     stop: float
     term: float  # what a driver takes to end a process that SIGTERM kills
@@ -68,12 +84,19 @@ class Times:
 
         return cls(
             boot=seconds("BOOT", 1.0),
-            load=seconds("LOAD", 0.5),
-            warm_load=seconds("WARM_LOAD", 0.1),
+            text_load=seconds("TEXT_LOAD", 0.2),
+            text_move=seconds("TEXT_MOVE", 0.0),
+            text=seconds("TEXT", 0.02),
+            rest=seconds("REST", 0.0),
+            load=seconds("LOAD", 0.25),
+            warm_load=seconds("WARM_LOAD", 0.05),
+            shuffle=seconds("SHUFFLE", 0.0),
+            warm_shuffle=seconds("WARM_SHUFFLE", 0.0),
             step=seconds("STEP", 0.1),
             decode=seconds("DECODE", 0.1),
             encode=seconds("ENCODE", 0.0),
             history=seconds("HISTORY", 0.02),
+            collect=seconds("COLLECT", 10.0),
             settle=seconds("SETTLE", 0.05),
             stop=seconds("STOP", 1.3),
             term=seconds("TERM", 0.0),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from options import Folders
+from packs import Node, describe
 from schemas import Schemas, load_schemas
 from script import Script
 from slots import Json
+from standins import model_management
 
 Outputs = tuple[Any, ...]
 IDLE_VRAM = 550_000_000  # bytes: a CUDA context
@@ -30,39 +33,57 @@ class Cached:
 
 
 class State:
-    def __init__(self, options: argparse.Namespace, folders: Folders, script: Script) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        folders: Folders,
+        script: Script,
+        packs: Mapping[str, Node],
+    ) -> None:
         self.options = options
         self.folders = folders
         self.script = script
+        self.packs = {name: packs[name] for name in packs if name not in script.missing_nodes}
         self.interrupted = threading.Event()
         self.cache: dict[str, Cached] = {}  # by signature
         self.last_node: str | None = None
         self.last_video: Path | None = None
-        self.loaded = self.warm = self.used = False
+        self.warm = self.used = False
+        self.empty_at = 0.0  # monotonic: when /free gives an encoder's memory back
+        model_management.card.rest_s = script.times.rest
         self._leaked: list[bytes] = []
 
     def schemas(self) -> Schemas:
         """Read anew each time, as the real server re-reads its model lists."""
         images = [path.name for path in self.folders.input.iterdir() if path.is_file()]
-        return load_schemas(
+        own = load_schemas(
             self.script.version,
             missing_nodes=self.script.missing_nodes,
             missing_models=self.script.missing_models,
             input_images=images,
         )
+        # A pack's class does not take the name of one that is there.
+        return {name: describe(name, node) for name, node in self.packs.items()} | own
 
     def vram_free(self) -> int:
         """Bytes."""
-        if self.loaded or time.monotonic() < self.script.crowded_until:
+        now, card = time.monotonic(), model_management.card
+        if card.model or now < self.script.crowded_until:
             return SPARE_VRAM
-        return self.script.vram_total - (UNLOADED_VRAM if self.used else IDLE_VRAM)
+        if now >= self.empty_at:
+            model_management.soft_empty_cache()
+        own = UNLOADED_VRAM if self.used else IDLE_VRAM
+        held: int = card.held()
+        return self.script.vram_total - own - held
 
     def leak(self) -> None:
         # Ones, because the kernel would not hand out memory for zeros.
         self._leaked.append(b"\1" * (self.script.leak_mb << 20))
 
     def unload(self) -> None:
-        self.loaded = self.warm = False
+        model_management.unload_all_models()
+        self.empty_at = time.monotonic() + self.script.times.collect
+        self.warm = False
         if not self.script.leak_stays:
             self._leaked.clear()
 

@@ -6,9 +6,11 @@ Pure functions over the prompt (API format) and the schemas (the `/object_info` 
 from __future__ import annotations
 
 import copy
+import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mistakes import find_mistakes
@@ -25,6 +27,8 @@ from slots import (
 
 # What a link to nowhere, a slot that is not there or a node without inputs raises in the walk.
 BROKEN_GRAPH = (LookupError, TypeError, AttributeError, ValueError)
+
+Judge = Callable[..., bool | str]
 
 
 @dataclass
@@ -48,12 +52,22 @@ def validate(
     *,
     strict: bool = False,
     image_exists: Callable[[str], bool] = lambda name: True,
+    packs: Mapping[str, Any] = MappingProxyType({}),
 ) -> ValidationResult:
-    """Judge a graph as ComfyUI would; `strict` adds what it lets pass although it is a mistake."""
+    """Judge a graph as ComfyUI would; `strict` adds what it lets pass although it is a mistake.
+
+    packs: classes that may have a VALIDATE_INPUTS of their own.
+    """
     result = ValidationResult(copy.deepcopy(prompt))
     result.error = _find_unknown_class(prompt, schemas)
     if result.error is None:
-        _Inspection(result, schemas, image_exists).judge()
+        own: dict[str, Judge] = {
+            name: node.VALIDATE_INPUTS
+            for name, node in packs.items()
+            if hasattr(node, "VALIDATE_INPUTS")
+        }
+        own["LoadImage"] = lambda image: image_exists(image) or f"Invalid image file: {image}"
+        _Inspection(result, schemas, own).judge()
     if strict and result.error is None:
         result.mistakes = list(find_mistakes(prompt, schemas))
     return result
@@ -88,12 +102,12 @@ class _Inspection:
         self,
         result: ValidationResult,
         schemas: dict[str, Json],
-        image_exists: Callable[[str], bool],
+        judges: Mapping[str, Judge],
     ) -> None:
         self.result = result
         self.prompt = result.prompt
         self.schemas = schemas
-        self.image_exists = image_exists
+        self.judges = judges
         self.errors: dict[str, list[Json]] = {}  # by node id; an empty list: nothing of its own
         self.valid: dict[str, bool] = {}
         self.path: list[str] = []
@@ -153,6 +167,7 @@ class _Inspection:
     def _inspect(self, node_id: str) -> bool:
         node = self.prompt[node_id]
         inputs = node["inputs"]
+        judged = _judged(self.judges.get(node["class_type"]))
         errors: list[Json] = []
         sources_valid = True
         for slot in known_inputs(self.schemas[node["class_type"]], inputs).values():
@@ -164,7 +179,10 @@ class _Inspection:
                 sources_valid &= bool(fault) or self._source_is_valid(slot, inputs[slot.name])
             else:
                 errors += _coerce(slot, inputs)
-                errors += self._constant_faults(node["class_type"], slot, inputs[slot.name])
+                if slot.name not in judged:
+                    errors += range_faults(slot, inputs[slot.name])
+                    errors += choice_faults(slot, inputs[slot.name])
+        errors += self._own_verdict(node["class_type"], inputs)
         self.errors[node_id] = self.errors.get(node_id, []) + errors
         self.valid[node_id] = sources_valid and not self.errors[node_id]
         return self.valid[node_id]
@@ -192,16 +210,24 @@ class _Inspection:
             self.valid[link[0]] = False
             return False
 
-    def _constant_faults(self, class_type: str, slot: Slot, value: Any) -> list[Json]:
-        if class_type == "LoadImage" and slot.name == "image":
-            if self.image_exists(value):
-                return []
-            details = f"{slot.name} - Invalid image file: {value}"
-            message = "Custom validation failed for node"
-            return [
-                failure("custom_validation_failed", message, details, {"input_name": slot.name})
-            ]
-        return range_faults(slot, value) + choice_faults(slot, value)
+    def _own_verdict(self, class_type: str, inputs: Json) -> Iterator[Json]:
+        """What the class itself says of its constants: each that it looks at is blamed."""
+        judge = self.judges.get(class_type)
+        if judge is None:
+            return
+        names = _judged(judge)
+        given = {
+            name: inputs[name]
+            for name in names
+            if name in inputs and not isinstance(inputs[name], list)
+        }
+        verdict = judge(**given)
+        if verdict is True:
+            return
+        message = "Custom validation failed for node"
+        for name in given:
+            details = name if verdict is False else f"{name} - {verdict}"
+            yield failure("custom_validation_failed", message, details, {"input_name": name})
 
     def _report_cycle(self, node_id: str) -> None:
         cycle = [*self.path[self.path.index(node_id) :], node_id]
@@ -210,6 +236,11 @@ class _Inspection:
         self.errors[node_id] = [
             failure("dependency_cycle", "Dependency cycle detected", details, extra)
         ]
+
+
+def _judged(judge: Judge | None) -> list[str]:
+    """The inputs that a class looks at itself."""
+    return list(inspect.signature(judge).parameters) if judge else []
 
 
 def _missing(slot: Slot) -> list[Json]:

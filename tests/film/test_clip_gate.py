@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from bench.clip_gate.clips import Case
-from bench.clip_gate.look import try_case
+from bench.clip_gate.clips import Case, encode
+from bench.clip_gate.look import inspect, media, try_case
+from ltx.job import CLIP_FRAMES
+from ltx.settings import Size
 from sandbox.client import Hosted
 from tests.conftest import Box, serving
-from tests.pictures import picture, save
+from tests.pictures import image_of, picture, save
 
 # What the look-alike can do to a clip, and a word of the check that has to find it.
 FLAWS = {
@@ -78,6 +81,25 @@ def test_a_picture_of_one_colour_is_no_reason_to_refuse_a_clip(
     assert outcome["kind"] == "complete", outcome
     [clip] = box.hosted.job(outcome["job"])["outcome"]["clips"]
     assert clip["attempts"] == 1
+
+
+@pytest.mark.parametrize("crf", [10, 28])
+def test_a_pale_picture_that_fades_to_black_is_not_taken_for_coming_back(
+    tmp_path: Path, crf: int
+) -> None:
+    """Near the end only the noise of encoding is left, and that may look like the first picture."""
+    grey = image_of(3, (320, 160)).convert("L").convert("RGB")
+    pale = 225 + np.asarray(grey, dtype=float) * 25 / 255
+    ways = np.linspace(1, 0, CLIP_FRAMES)
+    frames = np.stack([np.round(pale * way).astype(np.uint8) for way in ways])
+    raw, first, last = (tmp_path / name for name in ("raw.mp4", "first.png", "last.png"))
+    encode(frames, raw, crf)
+    for number, path in ((0, first), (-1, last)):
+        Image.fromarray(frames[number]).save(path)
+    result = inspect(media(), raw, first, last, Size(320, 160))
+    assert result.look
+    assert result.failed == [], result.told
+    assert result.look.back < 0.15
 
 
 def test_a_clip_that_does_not_arrive_at_a_picture_of_one_colour_is_refused(box: Box) -> None:

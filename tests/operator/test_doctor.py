@@ -109,8 +109,8 @@ def test_an_absent_ffprobe_fails(box: Box, monkeypatch: pytest.MonkeyPatch) -> N
     path = program(box, "ffmpeg", "exit 0").partition(":")[0]
     monkeypatch.setenv("PATH", path)
     status, detail, then = only(look(box, "programs"))
-    assert (status, then) == ("FAIL", "sudo apt install ffmpeg")
-    assert "ffprobe missing" in detail
+    assert (status, then) == ("FAIL", "sudo apt install ffmpeg util-linux coreutils")
+    assert "ffprobe" in detail
 
 
 @pytest.mark.parametrize(

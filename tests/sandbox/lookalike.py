@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
 import subprocess
@@ -26,7 +27,11 @@ Message = tuple[str, Json]
 SIZE = (128, 96)
 FRAMES = 25
 PATIENCE_S = 15
-QUICK = pace(BOOT=0.05, LOAD=0.02, WARM_LOAD=0.01, STEP=0.01, DECODE=0, STOP=0.1)
+QUICK = pace(
+    BOOT=0.05, TEXT_LOAD=0, TEXT=0, LOAD=0.02, WARM_LOAD=0.01, STEP=0.01, DECODE=0, STOP=0.1
+)
+GEMMA, CORE_GEMMA = "gemma-3-12b-it-qat-Q4_K_M.gguf", "gemma_3_12B_it_fp8_scaled.safetensors"
+PACKS = ROOT / "ltx" / "comfyui" / "nodes"
 
 
 class Lookalike:
@@ -40,6 +45,10 @@ class Lookalike:
         self.lines: queue.Queue[str] = queue.Queue()
         self.process = self._start(flags, env)
         threading.Thread(target=self._read_output, daemon=True).start()
+
+    def free_vram(self) -> int:
+        """Bytes."""
+        return int(self.get("/system_stats").json()["devices"][0]["vram_free"])
 
     def _start(self, flags: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[str]:
         address = ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
@@ -146,7 +155,7 @@ def flf2v(seed: int = 7, prefix: str = "clips/one", length: int = FRAMES) -> Jso
     classes: list[tuple[str, Json]] = [
         ("CheckpointLoaderSimple", {"ckpt_name": "ltx-2.3-22b-distilled-fp8.safetensors"}),
         ("DualCLIPLoaderGGUF", {
-            "clip_name1": "gemma-3-12b-it-qat-Q4_K_M.gguf",
+            "clip_name1": GEMMA,
             "clip_name2": "ltx-2.3_text_projection_bf16.safetensors",
             "type": "ltxv",
         }),
@@ -194,6 +203,51 @@ def flf2v(seed: int = 7, prefix: str = "clips/one", length: int = FRAMES) -> Jso
         str(n): {"class_type": class_type, "inputs": inputs}
         for n, (class_type, inputs) in enumerate(classes, start=1)
     }
+
+
+def pack_flags(folder: Path, packs: Path = PACKS) -> list[str]:
+    """Has a look-alike load our nodes; their files lie in `folder`/conditioning."""
+    kept, file = folder / "conditioning", folder / "paths.yaml"
+    kept.mkdir(parents=True, exist_ok=True)
+    entry = {"custom_nodes": str(packs), "ltx_worker_conditioning": str(kept)}
+    file.write_text(json.dumps({"ltx_worker": entry}))
+    return ["--extra-model-paths-config", str(file)]
+
+
+def key_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def texts(*wanted: str, rest: bool = True, encoder: str = GEMMA) -> Json:
+    """A graph that keeps what the encoder reads of each text, under the text's own key.
+
+    The encoder then rests in RAM, or stays where it is.
+    """
+    core = encoder.endswith(".safetensors")
+    files = {"clip_name1": encoder, "clip_name2": "ltx-2.3_text_projection_bf16.safetensors"}
+    loader = "DualCLIPLoader" if core else "DualCLIPLoaderGGUF"
+    graph: Json = {"1": {"class_type": loader, "inputs": {**files, "type": "ltxv"}}}
+    after: Json = {}
+    for n, text in enumerate(wanted):
+        read = {"text": text, "clip": ["1", 0]}
+        graph[f"2{n}"] = {"class_type": "CLIPTextEncode", "inputs": read}
+        kept = {"conditioning": [f"2{n}", 0], "key": key_of(text), **after}
+        graph[f"3{n}"] = {"class_type": "LTXWorkerSaveConditioning", "inputs": kept}
+        after = {"after": [f"3{n}", 0]}
+    last, after = ("Rest", after) if rest else ("Hold", {})
+    kind = f"LTXWorker{last}TextEncoder"
+    graph["4"] = {"class_type": kind, "inputs": {"clip": ["1", 0], **after}}
+    return graph
+
+
+def from_files(text: str = "walk on", negative: str = "blurry", **more: Any) -> Json:
+    """The recipe's graph with its texts from files."""
+    graph = flf2v(**more)
+    del graph["2"]
+    for node, wanted in (("3", text), ("4", negative)):
+        inputs = {"key": key_of(wanted)}
+        graph[node] = {"class_type": "LTXWorkerLoadConditioning", "inputs": inputs}
+    return graph
 
 
 def changed(node: str, **inputs: Any) -> Json:

@@ -156,17 +156,21 @@ def test_a_wait_in_vain_tells_what_happened_instead(hosted: Hosted, claimed: str
 
 def test_the_comfyui_script_is_followed_step_by_step(hosted: Hosted) -> None:
     hosted.script_comfyui(
-        {"on": "prompt", "kind": "oom"}, {"on": "boot", "kind": "exit", "code": 3}
+        {"on": "prompt", "kind": "oom"},
+        {"on": "boot", "kind": "exit", "code": 3},
+        {"on": "text", "kind": "kill"},
     )
     say = hosted.comfyui_control_url
     told = [
         requests.post(say, json={"event": event, "pid": 7}, timeout=10).json()["fault"]
-        for event in ("boot", "boot", "executing", "prompt")
+        for event in ("boot", "boot", "executing", "hold", "text", "prompt")
     ]
     assert told == [
         {"on": "boot", "kind": "exit", "code": 3},
         None,
         None,
+        None,
+        {"on": "text", "kind": "kill"},
         {"on": "prompt", "kind": "oom"},
     ]
     assert hosted.wait("comfyui.executing")["data"] == {"pid": 7}
