@@ -19,6 +19,8 @@ from ltx.settings import VERSION, Settings
 from ltx.text import MAX_OFFER_BYTES, as_dict, one_line, parse_utc
 
 DRAIN_CALL_S = 4.0
+# What a gateway (520 and 524: Cloudflare's) gave up waiting for may still have been done behind it.
+GAVE_UP = (502, 504, 520, 524)
 OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 
@@ -105,10 +107,8 @@ class QueueApi:
             path = f"/api/videogen/{path}"
             asked = f"{self.settings.api_url}{path}"
             return Unavailable(describe_redirect(asked, path, reply.headers.get("location", "")))
-        # What a gateway gave up waiting for may still have been done behind it.
-        lost = reply.status in (502, 504)
         told = describe_answer(reply.status, reply.headers, reply.body, reply.kind, call)
-        return Unavailable(told, reply.retry_after(), lost=lost)
+        return Unavailable(told, reply.retry_after(), lost=reply.status in GAVE_UP)
 
     def describe_worker(self, gpu: Mapping[str, object] | None) -> dict[str, object]:
         """The body of `register`."""

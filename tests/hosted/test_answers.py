@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ltx.hosted.answers import Past, Verdict, judge, name_body
-from sandbox.edges import DENIALS, MISSING, SUCCESSES
+from sandbox.edges import DENIALS, LOST, MISSING, SUCCESSES
 from tests.conftest import ROOT, Box
 
 NONSENSE = {"frames": "none"}
@@ -204,7 +204,10 @@ def test_a_film_is_delivered_by_any_2xx(box: Box, edge: str) -> None:
     assert len(box.hosted.requests("PATCH */complete")) == 1
 
 
-@pytest.mark.parametrize("lost", [{"landThenReset": True}, {"status": 504, "body": "TIMEOUT"}])
+LOST_ANSWERS = [{"landThenReset": True}, *({"edge": edge} for edge in LOST)]
+
+
+@pytest.mark.parametrize("lost", LOST_ANSWERS, ids=str)
 def test_a_409_to_our_own_complete_after_a_lost_answer_is_a_delivery(
     box: Box, lost: dict[str, Any]
 ) -> None:
