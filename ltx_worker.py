@@ -32,7 +32,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ from ltx.settings import VERSION, Settings, read_environ
 from ltx.state import state_folder, with_worker_id
 from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
+# What is left of a lease when a stop comes must outlast the stop (20 s) and the next start.
+RESTART_S = 30.0
 ALWAYS, CLAIM = Retry(), Retry(tries=4)
 
 
@@ -143,9 +145,11 @@ class Heartbeat:
 class Worker:
     """Polls the queue and takes each job from the claim to the delivered outcome."""
 
-    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
-        self.settings, self.cancellation = settings, cancellation
+    def __init__(self, settings: Settings, lines: LogLines) -> None:
+        self.settings = settings
+        self.cancellation = cancellation = Cancellation(self._on_tick)
         self.progress = Progress(StageDurations(settings))
+        self.bar = Bar(self.progress, lines)
         secret = api_secret(settings)
         self.api = QueueApi(settings, cancellation, secret)
         self.frames = FrameHost(settings, cancellation)
@@ -167,7 +171,6 @@ class Worker:
         self.ignored: object = None
         self.outcomes: list[dict[str, str]] = []
         self.status: dict[str, object] = {}
-        self.on_progress: Callable[[], None] = lambda: None
 
     def run(self, once: bool = False) -> int:
         """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
@@ -176,7 +179,7 @@ class Worker:
         try:
             self.start()
             while not self.cancellation.stopping and not (once and served):
-                served = self.tick()
+                served = self.tick() or bool(self.progress.trouble)
         except JobError as error:
             if error.code != "shutdown":
                 raise
@@ -185,7 +188,6 @@ class Worker:
         return 0 if self.outbox.delivered or not once or self.cancellation.stopping else 1
 
     def start(self) -> None:
-        self.cancellation.on_tick = self._on_tick
         sweep_leftovers(self.settings.state_dir)
         log_event("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
@@ -247,7 +249,7 @@ class Worker:
             self.systemd.feed()
         self.systemd.tell(self.progress.sentence())
         self._write_status()
-        self.on_progress()
+        self.bar.draw()
 
     def _write_status(self) -> None:
         """What the `status` command shows; written when it has changed, lost without harm."""
@@ -268,6 +270,8 @@ class Worker:
         """Waits for the next poll; gives the GPU back when nothing has come for long."""
         if time.monotonic() - self.idle_since >= self.settings.comfyui_idle_stop:
             self.context.processes.stop()
+        else:
+            self.context.texts.rest()
         valid = isinstance(asked, (int, float)) and 0.05 <= asked <= 3600
         self.cancellation.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
@@ -309,21 +313,26 @@ class Worker:
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
-        if not decided:
-            self._foresee(stage_data)
+        if not decided and not self._foresee(stage_data):
+            return None
         if not decided and job.stage_data != stage_data:
             job.remove()
         if not job.order.exists():
             job.create(stage_data)
         return job if self._claim_job(job) else None
 
-    def _foresee(self, stage_data: object) -> None:
-        """Boots ComfyUI while a job is claimed, if the job looks as if it will be rendered."""
+    def _foresee(self, stage_data: object) -> bool:
+        """Whether to claim a job; one that looks as if it will be rendered needs a ComfyUI."""
+        try:
+            plan = parse_stage_data(stage_data)
+        except JobError:
+            return True
+        mark = self.settings.watermark
+        if plan.watermark and not (mark.is_file() and mark.stat().st_size > 0):
+            return True
         with contextlib.suppress(JobError):
-            mark = self.settings.watermark
-            has_mark = mark.is_file() and mark.stat().st_size > 0
-            if has_mark or not parse_stage_data(stage_data).watermark:
-                self.context.processes.warm()
+            self.context.foresee(plan.prompts)
+        return self.breaker.admits_rendering()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.
@@ -420,16 +429,25 @@ class Worker:
     def _end(self, job: Job, error: JobError) -> str:
         """Ends a job that could not be gone on with; what becomes of it, in a word."""
         self.breaker.note(error)
+        for_restart = error.code == "shutdown" and self._is_worth_keeping(job)
         # What ended the job must not end the report of it; a stop shortens it.
         self.cancellation.end()
-        outcome = decide(job, error)
+        outcome = KEPT if for_restart else decide(job, error)
         if outcome is KEPT:
-            log_event("job_kept", error.detail, job=job.id)
+            log_event("job_kept", error.detail or "The next start goes on with it.", job=job.id)
         elif error.code == "shutdown":
             log_event("handed_back", "Stopping; somebody else may take the job.", job=job.id)
         else:
             log_event("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
         return self.outbox.settle(job, outcome)
+
+    def _is_worth_keeping(self, job: Job) -> bool:
+        """Whether a stop keeps a job's clips for the next start rather than hand it back.
+
+        If no start comes, the lease runs out and the hosted side offers the job to others.
+        """
+        restarts = self.context.expects_more and self.cancellation.lease_left() >= RESTART_S
+        return restarts and job.has_clips()
 
     def _sum_up(self, job: Job, outcome: str, total: float) -> None:
         """The job in one line: seconds by stage, for stages of a clip one number a clip."""
@@ -455,16 +473,15 @@ def run_command(options: argparse.Namespace) -> int:
 
 def serve(settings: Settings, handler: LogLines, once: bool) -> int:
     """Serves the queue and returns the exit code. Raises ConfigError."""
-    cancellation = Cancellation()
-    check_box(settings, cancellation, GATE)
+    check_box(settings, Cancellation(), GATE)
     if not settings.watermark.is_file():
         message = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."
         log_event("watermark_missing", message, logging.WARNING)
-    with state_folder(settings), signals(cancellation):
-        worker = Worker(with_worker_id(settings), cancellation)
-        worker.on_progress = Bar(worker.progress, handler).draw
+    with state_folder(settings):
+        worker = Worker(with_worker_id(settings), handler)
         try:
-            return worker.run(once)
+            with signals(worker.cancellation):
+                return worker.run(once)
         finally:
             handler.draw("")
 
@@ -498,6 +515,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     flow.add_argument("--negative", default=NEGATIVE_PROMPT, metavar="TEXT")
     flow.add_argument("--clip", type=int, default=0, choices=range(MAX_FRAMES - 1), metavar="N")
     flow.add_argument("--seed", type=int)
+    flow.add_argument("--text", default="clip", choices=("clip", "job"), help="as LTX_TEXT")
     flow.set_defaults(command=workflow_command)
     return parser.parse_args(arguments)
 

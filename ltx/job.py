@@ -169,6 +169,10 @@ class Job:
         # Not the stem of the clip: its half-written file is beside it, and the encode writes there.
         return self.folder / "clips" / f"{clip:03}.record.json"
 
+    def has_clips(self) -> bool:
+        """Whether a clip has been rendered, so that making the film anew would cost more."""
+        return any((self.folder / "clips").glob("*.mp4"))
+
     def conclude(self, outcome: Outcome) -> None:
         """Writes the outcome down, once."""
         write_json_durably(self.outcome, outcome._asdict())

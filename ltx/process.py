@@ -142,6 +142,11 @@ def listening_inodes(root: Path, port: int) -> Iterator[str]:
                     yield fields[9]
 
 
+def is_listened_on(port: int) -> bool:
+    """Whether anybody on this machine listens on a TCP port."""
+    return any(listening_inodes(Path("/proc/net"), port))
+
+
 def group_of(leader: int) -> Iterator[int]:
     """The processes of a process group, its leader first."""
     yield leader
@@ -203,6 +208,12 @@ def read_gpu(settings: Settings) -> dict[str, object] | None:
         case [name, megabytes] if megabytes.isdecimal():
             return {"name": name, "vramBytes": int(megabytes) * 2**20}
     return None
+
+
+def available_memory() -> int:
+    """Bytes of RAM that can be had without swapping, as the kernel reckons; 0 if it does not."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def free_port() -> int:

@@ -244,8 +244,8 @@ def test_both_shapes_of_stage_data_become_a_film(
 ) -> None:
     done = delivered.outcomes[shape]
     assert (done["frames"], len(done["clips"]), done["watermarked"]) == (120, 1, False)
-    graph = delivered.seen("comfyui.prompt")[shape]["data"]["prompt"]
-    kinds = [node for node in graph.values() if node["class_type"] == "CLIPTextEncode"]
+    graphs = delivered.seen("comfyui.text")[shape]["data"]["prompt"]
+    kinds = [node for node in graphs.values() if node["class_type"] == "CLIPTextEncode"]
     assert prompt in [node["inputs"]["text"] for node in kinds]
 
 

@@ -121,6 +121,8 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
         ("Type", "notify"),
         ("NotifyAccess", "main"),
         ("Restart", "on-failure"),
+        ("RestartSec", "15"),
+        ("SyslogIdentifier", "ltx-worker"),
         ("RestartPreventExitStatus", "78"),
         ("KillMode", "mixed"),
         ("OOMPolicy", "continue"),
@@ -132,6 +134,12 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
 )
 def test_the_unit_asks_systemd_for(unit: configparser.SectionProxy, name: str, value: str) -> None:
     assert unit[name] == value
+
+
+def test_no_number_of_starts_ends_the_service_for_good() -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(UNIT)
+    assert parser["Unit"]["StartLimitIntervalSec"] == "0"
 
 
 def test_the_unit_leaves_the_gpu_and_compiling_alone(unit: configparser.SectionProxy) -> None:
@@ -220,7 +228,7 @@ def test_the_watchdog_starves_while_the_main_loop_is_stuck(box: Box, notified: N
         WATCHDOG_USEC=WATCHDOG_USEC,
         HEARTBEAT_INTERVAL_S="0.2",
     )
-    box.hosted.wait("heartbeat", where=lambda b: b["data"]["progress"]["stage"] == "encoding")
+    box.hosted.wait("heartbeat", where=lambda b: b["data"]["progress"]["stage"] == "booting")
     heard, beats = len(notified.lines), box.hosted.now()
     assert not notified.wait("WATCHDOG=1", after=heard, timeout=1.0)
     assert len(box.hosted.events("heartbeat", after=beats)) >= 2

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy
+from ltx.comfyui.client import LOCAL_HOSTS, VRAM_BACK, Comfy
+from ltx.comfyui.conditioning import ConditioningFiles
+from ltx.comfyui.model_files import PATHS_FLAG
+from ltx.comfyui.text_process import TextProcess
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
@@ -24,19 +26,27 @@ KEPT_LOGS = 10
 class ComfyProcesses:
     """Boots ComfyUI processes, hands out fresh ones and ends them, but never one it did not boot.
 
-    `current` renders; `spare` boots or waits beside it for the next clip.
+    `current` renders; `spare` boots or waits beside it for the next clip; `text` reads texts.
     """
 
     def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
         self.settings, self.cancellation = settings, cancellation
         self.current: Comfy | None = None
         self.spare: Comfy | None = None
+        self.conditioning = ConditioningFiles(settings.state_dir / "conditioning")
+        self.text = TextProcess(settings, cancellation, lambda: self._boot(reads=True))
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
         self.foreign_logged = False
         self.stranger = ""
         # The most that was seen free while nothing of ours was loaded.
         self.vram_free = 0
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the next clip goes to a ComfyUI that somebody else runs."""
+        comfy = self.spare or self.current
+        return comfy is not None and comfy.child is None
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
@@ -48,6 +58,13 @@ class ComfyProcesses:
         if self.spare is None or not self.spare.child:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
         return self.spare
+
+    def ready(self) -> Comfy:
+        """What fresh() will hand out, once it answers. Raises JobError."""
+        comfy = self._warm()
+        if comfy.child:
+            comfy.await_ready(self.settings.boot_timeout)
+        return comfy
 
     def fresh(self, again: bool = False) -> Comfy:
         """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches.
@@ -63,7 +80,7 @@ class ComfyProcesses:
         try:
             if self.current.child:
                 self.current.await_ready(self.settings.boot_timeout)
-                self._await_vram(self.current)
+                self._look_at_vram(self.current)
             else:
                 self.current.flush()
         except Unavailable as error:
@@ -93,17 +110,14 @@ class ComfyProcesses:
             self.is_standby = True
             self.warm()
 
-    def _await_vram(self, comfy: Comfy) -> None:
-        """Waits until the memory of the process before is free again."""
-        end = time.monotonic() + VRAM_GRACE_S
-        while (free := comfy.vram().free) < VRAM_BACK * self.vram_free:
-            if time.monotonic() >= end:
-                message = "Something else on this machine uses the GPU."
-                log_event(
-                    "vram_missing", message, logging.WARNING, mb=(self.vram_free - free) >> 20
-                )
-                self.vram_free = free
-            self.cancellation.wait(BOOT_POLL_S)
+    def _look_at_vram(self, comfy: Comfy) -> None:
+        """Says once when less is free than there was with nothing of ours loaded."""
+        free = comfy.vram().free
+        if free < VRAM_BACK * self.vram_free:
+            message = "Something else on this machine uses the GPU."
+            missing = (self.vram_free - free) >> 20
+            log_event("vram_missing", message, logging.WARNING, mb=missing)
+            self.vram_free = free
         self.vram_free = max(self.vram_free, free)
 
     def dismiss(self) -> None:
@@ -118,10 +132,11 @@ class ComfyProcesses:
         self.current = None
 
     def stop(self) -> None:
-        for comfy in (self.current, self.spare):
+        for comfy in (self.current, self.spare, self.text.comfy):
             if comfy and comfy.child:
                 comfy.child.ask_to_end()
         self.retire()
+        self.text.end()
         if self.spare:
             self.spare.end()
         self.spare, self.is_standby = None, False
@@ -143,14 +158,15 @@ class ComfyProcesses:
             log_event("comfyui_stranger", message, logging.WARNING)
         self.stranger = stranger
 
-    def _boot(self) -> Comfy:
+    def _boot(self, reads: bool = False) -> Comfy:
+        """reads: it is the one that reads texts. Raises JobError, OSError."""
         parts = urlsplit(self.settings.comfyui_url)
-        if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        if parts.hostname not in LOCAL_HOSTS:
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
             if self.stranger:
                 message = f"{message} There {self.stranger}."
             raise JobError("comfyui_unavailable", message)
-        port = free_port() if self.current else parts.port or 80
+        port = free_port() if reads or self.current else parts.port or 80
         home = self.settings.state_dir / "comfyui" / str(port)
         remove_own(home)
         make_own(home)
@@ -161,14 +177,24 @@ class ComfyProcesses:
             *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
             *("--input-directory", str(home / "input")),
             *("--output-directory", str(home / "output")),
+            *self._pack_flags(),
             *("--temp-directory", str(home), "--database-url", "sqlite:///:memory:"),
             *self.settings.comfyui_args,
         ]
         log_file = open_log(self.settings.state_dir / "logs", port)
         folder = self.settings.comfyui_dir
         child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
-        log_event("comfyui_booting", port=port, pid=child.process.pid)
+        use = "texts" if reads else "clips"
+        log_event("comfyui_booting", port=port, pid=child.process.pid, use=use)
         return Comfy(f"http://127.0.0.1:{port}", self.cancellation, child, home)
+
+    def _pack_flags(self) -> list[str]:
+        """Has ComfyUI load our nodes; without the folder of their files it does without them."""
+        try:
+            return [PATHS_FLAG, str(self.conditioning.prepare())]
+        except OSError as error:
+            log_event("pack_left_out", f"{error.filename}: {error.strerror}", logging.WARNING)
+            return []
 
 
 def open_log(folder: Path, port: int) -> IO[bytes]:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 
+from ltx.comfyui.answers import Gap
 from ltx.errors import JobError
 from ltx.film.film import RenderContext
 from ltx.hosted.outbox import Outbox
@@ -20,7 +21,7 @@ OPEN_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 
 class CircuitBreaker:
     """Whether this box should take jobs: not on a full disk, nor while films wait for
-    a store that refuses us, nor after failures of its own.
+    a store that refuses us, nor with a ComfyUI that does not fit, nor after failures of its own.
     """
 
     def __init__(self, settings: Settings, context: RenderContext, outbox: Outbox) -> None:
@@ -37,6 +38,22 @@ class CircuitBreaker:
         )
         self._show(trouble.code if trouble else "api_refused" if self.refused else "", message)
         return bool(trouble)
+
+    def admits_rendering(self) -> bool:
+        """Whether the next job's ComfyUI fits our graph, looked at before the job is claimed.
+
+        One that does not opens the circuit at once; one that does not boot is the job's to tell.
+        """
+        try:
+            self.context.check_graph()
+        except Gap as gap:
+            for _ in range(max(1, OPEN_AFTER - len(self.failures))):
+                self.note(gap)
+            return False
+        except JobError as error:
+            if error.code == "shutdown":
+                raise
+        return True
 
     def hear(self, refusal: object = "") -> None:
         """What the API said when it refused us, who go on asking; nothing once it answers."""

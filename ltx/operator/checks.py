@@ -19,9 +19,10 @@ from ltx.operator.api_checks import check_api
 from ltx.operator.comfyui_checks import check_comfyui, check_workflow
 from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
 from ltx.operator.service_checks import check_service
+from ltx.operator.text_checks import check_models, check_texts
 from ltx.process import ask, ask_gpu
 from ltx.settings import ENV_FILE, Settings
-from ltx.state import claim_folder
+from ltx.state import claim_folder, state_errors
 from ltx.text import one_line
 
 # What is run, and the package that has it.
@@ -72,7 +73,8 @@ def check_interpreter(context: DoctorContext) -> Iterator[Answer]:
 
 
 def check_state(context: DoctorContext) -> Iterator[Answer]:
-    claim_folder(context.settings.state_dir)
+    with state_errors(context.settings.state_dir):
+        claim_folder(context.settings.state_dir)
     yield "OK", f"{context.settings.state_dir} is ours", ""
 
 
@@ -198,7 +200,9 @@ CHECKS = (
     Check("disk", check_disk),
     Check("memory", check_memory),
     Check("gpu", check_gpu),
+    Check("models", check_models, ("interpreter",), EDIT),
     Check("comfyui", check_comfyui, ("interpreter",), EDIT),
     Check("workflow", check_workflow, ("comfyui",), "ltx_worker.py doctor"),
+    Check("texts", check_texts, ("comfyui", "state"), "ltx_worker.py doctor"),
     Check("service", check_service),
 )

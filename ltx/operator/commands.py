@@ -8,10 +8,13 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.workflow import ClipSpec, build_workflow
-from ltx.errors import JobError, UsageError
+from ltx.comfyui.conditioning import ModelFile, conditioning_key
+from ltx.comfyui.model_files import NoIdentity, encoder_files, read_version
+from ltx.comfyui.workflow import ClipSpec, build_text_workflow, build_workflow
+from ltx.errors import JobError, UsageError, full_disk_told
 from ltx.files import hand_out
 from ltx.film.film import Film, RenderContext
 from ltx.film.pictures import check_picture, turn_like
@@ -21,7 +24,7 @@ from ltx.operator.console import Bar, signals, start_logging
 from ltx.operator.doctor import check_box
 from ltx.progress import Progress, StageDurations
 from ltx.settings import RENDER_NEEDS, Settings, read_environ
-from ltx.state import state_folder
+from ltx.state import state_errors, state_folder
 from ltx.text import log_event
 
 
@@ -31,20 +34,23 @@ def render_command(options: argparse.Namespace) -> int:
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
     handler = start_logging(settings)
-    cancellation, progress = Cancellation(), Progress(StageDurations(settings))
+    progress = Progress(StageDurations(settings))
+    cancellation = Cancellation(Bar(progress, handler).draw)
     check_box(settings, cancellation, GATE)
     with (
         state_folder(settings),
         signals(cancellation),
         contextlib.closing(Job(settings.state_dir / "render")) as job,
     ):
-        job.create(None)
+        with state_errors(settings.state_dir):
+            job.create(None)
         progress.begin("render")
-        cancellation.on_tick = Bar(progress, handler).draw
         context = RenderContext(settings, cancellation, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
-            Film(context, job, plan).make(copy_frame)
+            with full_disk_told():
+                Film(context, job, plan).make(copy_frame)
+                hand_out(job.output, options.output)
         except JobError as error:
             handler.draw("")
             message = f"{error}\n{error.tail}".strip()
@@ -57,7 +63,6 @@ def render_command(options: argparse.Namespace) -> int:
             handler.draw("")
             if options.keep:
                 keep_clips(job, clips_folder(options.output))
-        hand_out(job.output, options.output)
     print(options.output)
     return 0
 
@@ -103,7 +108,10 @@ def copy_frame(source: str, target: Path, field: str) -> None:
 
 
 def workflow_command(options: argparse.Namespace) -> int:
-    """Prints the workflow that would be sent. Raises UsageError for a FIRST that is no picture."""
+    """Prints a clip's workflow, with `--text job` the two that stand in its place.
+
+    Raises UsageError for a FIRST that is no picture.
+    """
     settings = Settings.load(read_environ(), needed=())
     seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
     names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
@@ -115,5 +123,22 @@ def workflow_command(options: argparse.Namespace) -> int:
         except JobError as error:
             raise UsageError(error.detail) from error
     spec = ClipSpec(options.clip, *names, render_size(size), options.negative)
-    print(json.dumps(build_workflow(spec, settings), indent=2))
+    shown: dict[str, Any] = build_workflow(spec, settings)
+    if options.text == "job":
+        texts = (spec.prompt, spec.negative)
+        keys = {text: conditioning_key(text, *example_basis(settings)) for text in texts}
+        shown = {
+            "texts": build_text_workflow(keys, settings),
+            "clip": build_workflow(spec, settings, keys),
+        }
+    print(json.dumps(shown, indent=2))
     return 0
+
+
+def example_basis(settings: Settings) -> tuple[tuple[ModelFile, ...], str]:
+    """What a key here depends on; where ComfyUI is not at hand, the names alone."""
+    try:
+        return encoder_files(settings), read_version(settings.comfyui_dir)
+    except NoIdentity:
+        names = (settings.text_encoder, settings.text_projection)
+        return tuple(ModelFile(name, 0, 0) for name in names), ""

@@ -24,7 +24,7 @@ from ltx.film.ffmpeg import ffmpeg_command, read_clip
 from ltx.film.formats import Canvas, Layout
 from ltx.film.pictures import UPRIGHT, Picture, frame_command
 from ltx.operator.checks import CHECKS, FILTERS, weigh_memory
-from ltx.operator.comfyui_checks import install_command
+from ltx.operator.comfyui_checks import tell_gap
 from ltx.operator.doctor import examine
 from ltx.operator.findings import DoctorContext, Finding
 from ltx.settings import Settings, Size
@@ -300,7 +300,7 @@ def test_each_gap_in_comfyui_is_told_with_what_closes_it(box: Box, version: str)
 
     def told(**lack: set[str]) -> list[tuple[str, str]]:
         found = find_gaps(workflow, load_schemas(version, **lack))
-        return [(gap.detail, install_command(gap.detail, settings)) for gap in found]
+        return [tell_gap(gap, settings) for gap in found]
 
     assert told() == []
     for kind in {node["class_type"] for node in workflow.values()}:
