@@ -185,18 +185,6 @@ def test_a_refused_secret_ends_the_worker_with_78_and_says_so(
     assert len(box.hosted.requests(call)) == 1
 
 
-@pytest.mark.parametrize("call", [REGISTER, "PATCH */fail"])
-@pytest.mark.parametrize("answer", [{"body": "OK"}, {"status": 204}], ids=["text", "204"])
-def test_a_success_is_one_whatever_its_body(box: Box, call: str, answer: dict[str, Any]) -> None:
-    box.hosted.fault(call, **answer)
-    box.hosted.add_stage(NONSENSE)
-    worker = box.start("run")
-    told = box.hosted.wait("request.start", where=lambda one: one["data"]["path"].endswith("/fail"))
-    box.hosted.wait("pending", after=told["seq"])
-    assert len(box.hosted.requests(call)) == 1
-    assert not re.search("unavailable|retry|refused", worker.log), worker.log
-
-
 # Poll and claim
 
 
