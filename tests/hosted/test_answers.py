@@ -138,6 +138,19 @@ def test_a_job_that_was_let_go_of_does_not_block_the_queue_when_its_lease_is_ove
     assert len(box.hosted.requests("PATCH */fail")) == 1
 
 
+def test_an_api_that_says_in_json_what_it_lacks_is_served_all_the_same(box: Box) -> None:
+    for call in ("claim", "fail", "no-such-call"):
+        box.hosted.fault(f"PATCH */{call}", times=-1, status=404, body={"error": "not found"})
+    job = box.hosted.add_stage(NONSENSE)
+    worker = box.start("run")
+    seen = box.hosted.wait("pending", job)["seq"]
+    for _ in range(2):
+        seen = box.hosted.wait("pending", job, after=seen)["seq"]
+    assert len(box.hosted.requests("PATCH */fail")) == 1
+    assert worker.log.count("claim_skipped") == 1
+    assert "not_ours" not in worker.log
+
+
 # An edge is not the API
 
 
