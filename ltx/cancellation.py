@@ -24,16 +24,20 @@ class Cancellation:
 
     TICK_S = 1.0
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        on_tick: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """on_tick: what the thread that waits does meanwhile, at least every TICK_S seconds."""
         self._ear, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         self._ear.setblocking(False)
-        self._clock = clock
+        self._on_tick, self._clock = on_tick, clock
         self._lock = threading.Lock()
         self._ends: dict[str, tuple[float, JobError]] = {}
         self.job_id = ""
         self.stopping = False
-        self.on_tick: Callable[[], None] = lambda: None
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -109,7 +113,7 @@ class Cancellation:
         end = self._clock() + seconds
         while True:
             self.check()
-            self.on_tick()
+            self._on_tick()
             left = min(end, self._next_end()[0]) - self._clock()
             left = max(0.0, min(left, self.TICK_S))
             ready = select.select([self._ear, *files], [], [], left)[0]

@@ -210,6 +210,12 @@ def read_gpu(settings: Settings) -> dict[str, object] | None:
     return None
 
 
+def available_memory() -> int:
+    """Bytes of RAM that can be had without swapping, as the kernel reckons; 0 if it does not."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

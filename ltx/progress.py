@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ltx.files import read_json, write_json
@@ -21,7 +21,12 @@ def percent_done(stage: str, clip: int, clips: int, step: int, steps: int) -> fl
     done = step / steps if steps else 0.0
     if stage == "rendering":
         return 2 + 92 * (clip - 1 + 0.15 + 0.75 * done) / max(clips, 1)
-    return {"joining": 94.0, "uploading": 95 + 4 * done, "reporting": 99.0}.get(stage, 0.0)
+    return {
+        "conditioning": 2.0,
+        "joining": 94.0,
+        "uploading": 95 + 4 * done,
+        "reporting": 99.0,
+    }.get(stage, 0.0)
 
 
 class StageDurations:
@@ -31,7 +36,7 @@ class StageDurations:
 
     def __init__(self, settings: Settings) -> None:
         self.path = settings.state_dir / "pace.json"
-        ways = (settings.comfyui_restart, settings.comfyui_standby)
+        ways = (settings.comfyui_restart, settings.comfyui_standby, settings.text_mode)
         self.terms = f"{settings.size} {settings.sampler} {ways}"
         known = read_json(self.path)
         self.seconds = as_dict(known.get("seconds")) if known.get("terms") == self.terms else {}
@@ -51,7 +56,7 @@ class StageDurations:
 
 
 # The parts of a job whose duration is known, in their order; before them it is being prepared.
-PARTS = ("clip", "encoding", "joining", "uploading", "reporting")
+PARTS = ("conditioning", "clip", "encoding", "joining", "uploading", "reporting")
 
 
 def part_of(stage: str) -> str:
@@ -68,6 +73,8 @@ class Progress:
         self.durations = durations
         self._lock = threading.Lock()
         self.trouble = ""
+        # Why the hosted side is not heard, in a sentence; '' while it is.
+        self.silence: Callable[[], str] = str
         # Of each stage of the job, one number a clip where every clip goes through it.
         self.seconds: dict[str, list[float]] = {}
         self.begin("")
@@ -103,8 +110,12 @@ class Progress:
         self.note(name, time.monotonic() - started, **fields)
 
     def note(self, name: str, seconds: float, **fields: object) -> None:
-        self.seconds.setdefault(name, []).append(seconds)
+        self.spend(name, seconds)
         log_event(f"{name}_done", **fields, ms=round(seconds * 1000))
+
+    def spend(self, name: str, seconds: float) -> None:
+        """Counts a stage's seconds for the job's summary."""
+        self.seconds.setdefault(name, []).append(seconds)
 
     def _time_parts(self) -> tuple[str, float] | None:
         """The part that has just gone on to the next, and its seconds; none for one that failed."""
@@ -123,8 +134,9 @@ class Progress:
         if clip is None or not self.clips:
             return None
         behind = PARTS.index(part) + 1 if part else 0
-        left = sum(self.durations.typical(name) or 0.0 for name in PARTS[max(1, behind) :])
-        if part in ("", "clip"):
+        first = PARTS.index("clip") + 1
+        left = sum(self.durations.typical(name) or 0.0 for name in PARTS[max(first, behind) :])
+        if part in ("", "conditioning", "clip"):
             left += clip * (self.clips - self.clip)
         if part:
             spent = time.monotonic() - self.part_began
@@ -146,13 +158,16 @@ class Progress:
             }
 
     def _idle_stage(self) -> str:
-        return f"degraded: {self.trouble}" if self.trouble else "idle"
+        return f"degraded: {self.trouble}" if self.trouble else self.silence() or "idle"
 
     def sentence(self) -> str:
+        silence = self.silence()
         if not self.job_id:
-            return self._idle_stage()
+            stage = self._idle_stage()
+            return f"{stage}; {silence}" if silence and silence != stage else stage
         now = self.snapshot()
         where = f"clip {now['clip']}/{now['clips']} " if now["clip"] else ""
         step = f"step {now['step']}/{now['steps']} " if now["stage"] == "rendering" else ""
         left = f", about {now['etaSec']} s left" if now["etaSec"] is not None else ""
-        return f"job {self.job_id}: {now['stage']} {where}{step}{now['percent']:.0f} %{left}"
+        done = f"{where}{step}{now['percent']:.0f} %{left}"
+        return f"job {self.job_id}: {now['stage']} {done}{silence and f'; {silence}'}"

@@ -120,7 +120,7 @@ class Reader:
     def matching(self, name: str, pattern: str, fix: str) -> str:
         return self.text(name, "", re.compile(pattern).fullmatch, fix)
 
-    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+    def number(self, name: str, default: float, low: float, high: float) -> float:
         fix = f"give a number between {low:g} and {high:g}."
         value = self.text(name, f"{default:g}", lambda text: low <= to_number(text) <= high, fix)
         return to_number(value)
@@ -215,8 +215,8 @@ class Settings:
     comfyui_args: tuple[str, ...] = setting(Reader.words, "COMFYUI_ARGS")
     comfyui_standby: bool = setting(Reader.switch, "COMFYUI_STANDBY")
     comfyui_restart: str = setting(Reader.choice, "COMFYUI_RESTART", ("clip", "job"))
-    comfyui_idle_stop: float = setting(Reader.seconds, "COMFYUI_IDLE_STOP_S", 600, 0, 86_400)
-    boot_timeout: float = setting(Reader.seconds, "COMFYUI_BOOT_TIMEOUT_S", 180, 1, 3600)
+    comfyui_idle_stop: float = setting(Reader.number, "COMFYUI_IDLE_STOP_S", 600, 0, 86_400)
+    boot_timeout: float = setting(Reader.number, "COMFYUI_BOOT_TIMEOUT_S", 180, 1, 3600)
     watermark: Path = setting(Reader.path, "WATERMARK_PATH")
     frame_hosts: frozenset[str] = setting(Reader.hosts, "FRAME_HOSTS")
     ca_bundle: str = setting(Reader.ca_bundle, "REQUESTS_CA_BUNDLE")
@@ -229,17 +229,19 @@ class Settings:
     text_projection: str = setting(
         Reader.text, "LTX_TEXT_PROJECTION", "ltx-2.3_text_projection_bf16.safetensors"
     )
+    text_mode: str = setting(Reader.choice, "LTX_TEXT", ("job", "clip"))
+    text_keep_gb: float = setting(Reader.number, "LTX_TEXT_KEEP_GB", 37, 0, 100_000)
     size: Size = setting(Reader.size, "VIDEO_SIZE", "1920x1080")
-    poll_interval: float = setting(Reader.seconds, "POLL_INTERVAL_S", 5, 0.05, 3600)
-    heartbeat_interval: float = setting(Reader.seconds, "HEARTBEAT_INTERVAL_S", 15, 0.05, 600)
-    clip_timeout: float = setting(Reader.seconds, "CLIP_TIMEOUT_S", 600, 1, 86_400)
-    job_timeout: float = setting(Reader.seconds, "JOB_TIMEOUT_S", 720, 1, 86_400)
+    poll_interval: float = setting(Reader.number, "POLL_INTERVAL_S", 5, 0.05, 3600)
+    heartbeat_interval: float = setting(Reader.number, "HEARTBEAT_INTERVAL_S", 15, 0.05, 600)
+    clip_timeout: float = setting(Reader.number, "CLIP_TIMEOUT_S", 600, 1, 86_400)
+    job_timeout: float = setting(Reader.number, "JOB_TIMEOUT_S", 720, 1, 86_400)
     state_dir: Path = setting(Reader.state_dir, "STATE_DIR")
     worker_id: str = setting(
         Reader.matching, "WORKER_ID", r"[A-Za-z0-9_-]{1,128}", "use letters, digits, - and _."
     )
     notify_socket: str = setting(Reader.text, "NOTIFY_SOCKET")
-    watchdog_usec: float = setting(Reader.seconds, "WATCHDOG_USEC", 0, 0, 1e12)
+    watchdog_usec: float = setting(Reader.number, "WATCHDOG_USEC", 0, 0, 1e12)
     journal_stream: str = setting(Reader.text, "JOURNAL_STREAM")
     child_environ: Mapping[str, str] = setting(Reader.child_environ, "")
 
@@ -270,6 +272,12 @@ def read_environ() -> dict[str, str]:
         environ["REQUESTS_CA_BUNDLE"] = bundle
     os.environ.update({n: value for n, value in environ.items() if n.lower() in NETWORK_NAMES})
     return environ
+
+
+def read_secret(name: str) -> str:
+    """One of SECRET_NAMES as it is set by now. Raises ConfigError."""
+    settings = Settings.load(read_environ(), needed=(name,))
+    return settings.blob_token if name == "BLOB_READ_WRITE_TOKEN" else settings.secret
 
 
 def read_env_file() -> dict[str, str]:

@@ -15,6 +15,7 @@ STAGES = {
     "starting": "Starting",
     "checking": "Checking the pictures",
     "downloading": "Fetching the pictures",
+    "conditioning": "Reading the texts",
     "booting": "Starting the renderer for clip {clip} of {clips}",
     "loading": "Loading the models for clip {clip} of {clips}",
     "rendering": "Rendering clip {clip} of {clips}, step {step} of {steps}",

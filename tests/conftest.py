@@ -56,6 +56,8 @@ class Box:
         self.settings = box_settings(hosted, self.state) | {
             "COMFYUI_URL": f"http://localhost:{self.port}",
             "COMFYUI_STANDBY": "0",
+            # No process waits for a next job; who tests that it does switches it on.
+            "LTX_TEXT_KEEP_GB": "100000",
             # A look costs as much as a render here; who tests films or the gate switches it on.
             "CLIP_GATE": "off",
             "WATERMARK_PATH": str(self.watermark),
@@ -79,13 +81,15 @@ class Box:
         worker.wait(timeout)
         return worker
 
-    def add_job(self, clips: int = 1, watermark: bool = False, **options: Any) -> str:
+    def add_job(
+        self, clips: int = 1, watermark: bool = False, text: str = "walk on", **options: Any
+    ) -> str:
         """A queued job of pictures that can be told apart."""
         frames = [
             self.hosted.put_frame(f"frame-{n}.png", picture((320, 180), n))
             for n in range(clips + 1)
         ]
-        prompts = [f"walk on, part {n}" for n in range(clips)]
+        prompts = [f"{text}, part {n}" for n in range(clips)]
         return self.hosted.add_job(frames, prompts, watermark, **options)
 
     def failure(self, job: str) -> dict[str, Any]:

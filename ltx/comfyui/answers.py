@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ltx.comfyui.conditioning import LOAD_NODE
 from ltx.comfyui.workflow import Workflow
 from ltx.errors import JobError
 from ltx.text import as_dict, as_list, one_line
@@ -47,6 +48,13 @@ class MissingNode(Gap):
         self.pack = NODE_PACKS.get(kind, "")
         brings = self.pack or "a newer ComfyUI"
         super().__init__("comfyui_missing_node", f"Node {kind} is missing; install {brings}.")
+
+
+class ConditioningLost(JobError):
+    """A clip's process could not load the file of a text; encoded again, it may."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("comfyui_failed", message, again=True)
 
 
 class MissingModel(Gap):
@@ -174,8 +182,9 @@ def read_rejection(body: object, status: int = 400) -> JobError:
     error = as_dict(as_dict(body).get("error"))
     if error.get("type") == "missing_node_type":
         return MissingNode(one_line(as_dict(error.get("extra_info")).get("class_type")))
-    complaints = []
+    complaints, kinds = list[str](), set[object]()
     for node in as_dict(as_dict(body).get("node_errors")).values():
+        kinds.add(as_dict(node).get("class_type"))
         for problem in map(as_dict, as_list(as_dict(node).get("errors"))):
             extra = as_dict(problem.get("extra_info"))
             folder = MODEL_FOLDERS.get(str(extra.get("input_name")))
@@ -184,6 +193,8 @@ def read_rejection(body: object, status: int = 400) -> JobError:
             message = f"{problem.get('message')} ({problem.get('details')})"
             complaints.append(f"{as_dict(node).get('class_type')}: {message}")
     message = "; ".join(complaints) or f"{error.get('message', body)} {error.get('details', '')}"
+    if LOAD_NODE in kinds:
+        return ConditioningLost(one_line(message))
     return JobError("comfyui_rejected", one_line(message))
 
 
@@ -199,6 +210,8 @@ def read_history(record: Mapping[str, Any]) -> dict[str, Any]:
         raise JobError("comfyui_failed", "Somebody interrupted the prompt in ComfyUI.", again=True)
     kind, text = str(data.get("exception_type")), str(data.get("exception_message"))
     message = one_line(f"{data.get('node_type')}: {kind}: {text}")
+    if data.get("node_type") == LOAD_NODE:
+        raise ConditioningLost(message)
     if "OutOfMemory" in kind or "out of memory" in text.lower():
         raise JobError("gpu_out_of_memory", message, again=True)
     raise JobError("comfyui_failed", message)

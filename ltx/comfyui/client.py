@@ -21,6 +21,7 @@ from ltx.comfyui.answers import (
     read_history,
     read_rejection,
 )
+from ltx.comfyui.conditioning import LOAD_NODE
 from ltx.comfyui.events import COMFY_CALL_S, PromptEvents, Sign
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
 from ltx.errors import JobError, PortHeld, Unavailable, is_refused
@@ -167,6 +168,10 @@ class Comfy:
             raise Unavailable(f"/object_info/{odd[0]} was not answered as ComfyUI does")
         return {kind: as_dict(answer.get(kind)) for kind, answer in asked.items()}
 
+    def pack(self) -> str:
+        """What our node pack tells of itself there; '' where it is not. Raises Unavailable."""
+        return str(self.parts([LOAD_NODE])[LOAD_NODE].get("description") or "")
+
     def gaps(self, workflow: Workflow) -> list[Gap]:
         """Every node class, input and model file of the workflow that this ComfyUI lacks."""
         known = self.parts({node["class_type"] for node in workflow.values()})
@@ -235,6 +240,8 @@ class Comfy:
     def render(self, workflow: Workflow) -> Iterator[Rendering]:
         """Runs a prompt; yields with every step, and once more at the end, with the outputs.
 
+        A prompt without a sampler has no steps.
+
         Raises JobError, ComfyLost.
 
         The end is learnt from whichever speaks first of the websocket, the history and the
@@ -243,7 +250,8 @@ class Comfy:
         with contextlib.closing(PromptEvents(self.url, self.client_id, self.http.caller)) as events:
             # A lower-case UUID: ComfyUI 0.27 takes nothing else.
             prompt_id = str(uuid.uuid4())
-            sampler = next(n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
+            samplers = (n for n, node in workflow.items() if node["class_type"] == SAMPLER_NODE)
+            sampler = next(samplers, "")
             try:
                 self.submit(workflow, prompt_id)
                 step, record = 0, NOTHING

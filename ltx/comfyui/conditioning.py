@@ -57,8 +57,10 @@ class ConditioningFiles:
         }
         # JSON is YAML, with the quotation marks that any folder's name may need, except for escaped
         # characters beyond 16 bits.
-        paths.write_text(json.dumps({"ltx_worker": entry}, ensure_ascii=False))
-        return paths
+        part = paths.with_suffix(".part")
+        part.write_text(json.dumps({"ltx_worker": entry}, ensure_ascii=False))
+        # Replaced, as another ComfyUI may be reading it.
+        return part.replace(paths)
 
     def has(self, key: str) -> bool:
         """Whether the text needs no encoding. A damaged file is deleted, a good one is renewed."""

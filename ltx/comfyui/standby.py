@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.client import LOCAL_HOSTS, VRAM_BACK, Comfy
+from ltx.comfyui.conditioning import ConditioningFiles
+from ltx.comfyui.model_files import PATHS_FLAG
+from ltx.comfyui.text_process import TextProcess
 from ltx.errors import JobError, Unavailable
 from ltx.process import Child, free_port
 from ltx.settings import Settings
@@ -23,19 +26,27 @@ KEPT_LOGS = 10
 class ComfyProcesses:
     """Boots ComfyUI processes, hands out fresh ones and ends them, but never one it did not boot.
 
-    `current` renders; `spare` boots or waits beside it for the next clip.
+    `current` renders; `spare` boots or waits beside it for the next clip; `text` reads texts.
     """
 
     def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
         self.settings, self.cancellation = settings, cancellation
         self.current: Comfy | None = None
         self.spare: Comfy | None = None
+        self.conditioning = ConditioningFiles(settings.state_dir / "conditioning")
+        self.text = TextProcess(settings, cancellation, lambda: self._boot(reads=True))
         # A standby that fails is replaced by a plain boot; a plain boot that fails is a failure.
         self.is_standby = False
         self.foreign_logged = False
         self.stranger = ""
         # The most that was seen free while nothing of ours was loaded.
         self.vram_free = 0
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the next clip goes to a ComfyUI that somebody else runs."""
+        comfy = self.spare or self.current
+        return comfy is not None and comfy.child is None
 
     def warm(self) -> None:
         """Starts booting what fresh() will hand out; does not wait for it."""
@@ -121,10 +132,11 @@ class ComfyProcesses:
         self.current = None
 
     def stop(self) -> None:
-        for comfy in (self.current, self.spare):
+        for comfy in (self.current, self.spare, self.text.comfy):
             if comfy and comfy.child:
                 comfy.child.ask_to_end()
         self.retire()
+        self.text.end()
         if self.spare:
             self.spare.end()
         self.spare, self.is_standby = None, False
@@ -146,14 +158,15 @@ class ComfyProcesses:
             log_event("comfyui_stranger", message, logging.WARNING)
         self.stranger = stranger
 
-    def _boot(self) -> Comfy:
+    def _boot(self, reads: bool = False) -> Comfy:
+        """reads: it is the one that reads texts. Raises JobError, OSError."""
         parts = urlsplit(self.settings.comfyui_url)
         if parts.hostname not in LOCAL_HOSTS:
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
             if self.stranger:
                 message = f"{message} There {self.stranger}."
             raise JobError("comfyui_unavailable", message)
-        port = free_port() if self.current else parts.port or 80
+        port = free_port() if reads or self.current else parts.port or 80
         home = self.settings.state_dir / "comfyui" / str(port)
         remove_own(home)
         make_own(home)
@@ -164,14 +177,24 @@ class ComfyProcesses:
             *("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"),
             *("--input-directory", str(home / "input")),
             *("--output-directory", str(home / "output")),
+            *self._pack_flags(),
             *("--temp-directory", str(home), "--database-url", "sqlite:///:memory:"),
             *self.settings.comfyui_args,
         ]
         log_file = open_log(self.settings.state_dir / "logs", port)
         folder = self.settings.comfyui_dir
         child = Child(command, self.settings, log_file, cwd=folder, oom_score=500)
-        log_event("comfyui_booting", port=port, pid=child.process.pid)
+        use = "texts" if reads else "clips"
+        log_event("comfyui_booting", port=port, pid=child.process.pid, use=use)
         return Comfy(f"http://127.0.0.1:{port}", self.cancellation, child, home)
+
+    def _pack_flags(self) -> list[str]:
+        """Has ComfyUI load our nodes; without the folder of their files it does without them."""
+        try:
+            return [PATHS_FLAG, str(self.conditioning.prepare())]
+        except OSError as error:
+            log_event("pack_left_out", f"{error.filename}: {error.strerror}", logging.WARNING)
+            return []
 
 
 def open_log(folder: Path, port: int) -> IO[bytes]:

@@ -10,7 +10,7 @@ from ltx.comfyui.answers import Gap
 from ltx.errors import JobError
 from ltx.film.film import RenderContext
 from ltx.hosted.outbox import Outbox
-from ltx.job import job_bytes
+from ltx.job import describe_films, job_bytes
 from ltx.settings import Settings
 from ltx.text import log_event
 
@@ -71,8 +71,8 @@ class CircuitBreaker:
         free = shutil.disk_usage(self.settings.state_dir).free
         needed = job_bytes(self.settings.size)
         if free < needed:
-            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
-            return JobError("media_failed", message)
+            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}"
+            return JobError("media_failed", message + describe_films(self.settings.state_dir) + ".")
         if self.outbox.trouble:
             return self.outbox.trouble
         if len(self.failures) < OPEN_AFTER:

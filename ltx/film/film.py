@@ -6,18 +6,26 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.answers import Gap, find_video
-from ltx.comfyui.client import Comfy, ComfyLost
+from ltx.comfyui.answers import ConditioningLost, Gap, find_video
+from ltx.comfyui.client import Comfy, ComfyLost, Rendering
 from ltx.comfyui.standby import ComfyProcesses
-from ltx.comfyui.workflow import STEPS, ClipSpec, build_probe, build_workflow
-from ltx.errors import DiskFull, JobError, ToolFailed, Unavailable, tells_full_disk
+from ltx.comfyui.workflow import (
+    NEGATIVE_PROMPT,
+    STEPS,
+    ClipSpec,
+    Workflow,
+    build_probe,
+    build_workflow,
+)
+from ltx.errors import JobError, ToolFailed, Unavailable
 from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clips import join_command
+from ltx.film.failures import explain
 from ltx.film.ffmpeg import Media
 from ltx.film.finishing import Finishing, PendingClip
 from ltx.film.pictures import (
@@ -27,6 +35,7 @@ from ltx.film.pictures import (
     prepare_frames,
     turn_like,
 )
+from ltx.film.texts import Texts
 from ltx.job import KEPT_FRAMES, Job, Plan, render_size, seed_for
 from ltx.progress import Progress
 from ltx.settings import Settings, Size
@@ -52,6 +61,7 @@ class RenderContext:
             seed,
         )
         self.processes = ComfyProcesses(settings, cancellation)
+        self.texts = Texts(settings, cancellation, progress, self.processes)
         self.media = Media(settings, cancellation)
         # A worker keeps a ComfyUI waiting for the next job; who makes one film does not.
         self.expects_more = False
@@ -68,6 +78,11 @@ class RenderContext:
         if not self.watermark or self.watermark[0] != seen:
             self.watermark = seen, check_watermark(self.media, path)
         return self.watermark[1]
+
+    def foresee(self, texts: Iterable[str]) -> None:
+        """Boots what a job will need; does not wait for it."""
+        self.processes.warm()
+        self.texts.begin([*texts, NEGATIVE_PROMPT], self.expects_more)
 
     def probe(self) -> None:
         """Raises JobError unless a new ComfyUI boots and has all parts of the workflow."""
@@ -100,21 +115,6 @@ def frame_field(number: int) -> str:
     return f"stageData.frames[{number}]"
 
 
-def explain(error: Exception, clip: int, tail: str) -> JobError:
-    """What a failed attempt at a clip means for the job."""
-    if isinstance(error, ToolFailed):
-        reason = JobError("bad_clip", f"Clip {clip + 1}: {one_line(error)}.", again=True)
-    elif isinstance(error, JobError):
-        reason = error
-    else:
-        reason = JobError("comfyui_failed", f"ComfyUI: {error}.", again=True)
-    # ComfyUI's files are on the same disk as ours.
-    if reason.code in ("bad_clip", "comfyui_failed") and tells_full_disk(f"{error}\n{tail}"):
-        reason = DiskFull()
-    reason.tail = reason.tail or tail
-    return reason
-
-
 class Film:
     """The making of one job's film: all that needs neither queue nor upload.
 
@@ -128,7 +128,7 @@ class Film:
             context.cancellation,
             context.progress,
         )
-        self.processes, self.media = context.processes, context.media
+        self.processes, self.media, self.texts = context.processes, context.media, context.texts
         self.size = self.settings.size
         # The clips that are still to be rendered, the next one first.
         self.waiting: list[int] = []
@@ -138,8 +138,8 @@ class Film:
         self.progress.update("checking", clips=self.plan.clips)
         mark = self.context.watermark_size() if self.plan.watermark else None
         try:
-            if not all(self.job.clip(clip).exists() for clip in range(self.plan.clips)):
-                self.processes.warm()
+            if missing := self._missing_clips():
+                self.context.foresee(self.plan.prompts[clip] for clip in missing)
             self._download(fetch)
             self._cut_frames()
             makers = (self.settings, self.media, self.progress)
@@ -151,11 +151,16 @@ class Film:
             raise JobError("media_failed", one_line(error)) from error
         finally:
             self.processes.retire()
+            self.texts.finish()
+
+    def _missing_clips(self) -> list[int]:
+        return [clip for clip in range(self.plan.clips) if not self.job.clip(clip).exists()]
 
     def _download(self, fetch: Fetch) -> None:
         self.progress.update("downloading")
         with self.progress.timed("download", job=self.job.id, frames=len(self.plan.frames)):
             for number, url in enumerate(self.plan.frames):
+                self.texts.preload()
                 source = self.job.source(number)
                 if not source.exists():
                     fetch(url, source.with_suffix(".part"), frame_field(number))
@@ -174,8 +179,9 @@ class Film:
 
     def _make_clips(self) -> None:
         """Renders each missing clip; each is measured and encoded beside the next rendering."""
-        clips = range(self.plan.clips)
-        self.waiting = [clip for clip in clips if not self.job.clip(clip).exists()]
+        self.waiting = self._missing_clips()
+        if not all(self.job.raw(clip).exists() for clip in self.waiting):
+            self.texts.read(self.job.id)
         with contextlib.ExitStack() as children:
             pending: list[PendingClip] = []
             while self.waiting or pending:
@@ -225,7 +231,7 @@ class Film:
                 self.processes.dismiss()
             self.finishing.inspect(clip, attempt, part)
         except (ComfyLost, Unavailable, ToolFailed, JobError) as error:
-            raise explain(error, clip, comfy.tail()) from error
+            raise explain(error, f"Clip {clip + 1}", comfy.tail()) from error
         spent = round(time.monotonic() - started, 1)
         record = {"seed": seed, "renderSec": spent, "attempts": attempt}
         if refused := read_json(self.job.record(clip)).get("refused"):
@@ -240,11 +246,13 @@ class Film:
         return self.context.expects_more
 
     def _run_workflow(self, comfy: Comfy, clip: int, seed: int) -> Mapping[str, Any]:
-        workflow = build_workflow(self._upload_spec(comfy, clip, seed), self.settings)
+        spec = self._upload_spec(comfy, clip, seed)
+        keys = self.texts.keys_for(comfy, (spec.prompt, spec.negative))
+        workflow = build_workflow(spec, self.settings, keys)
         comfy.check_parts(workflow)
         loaded = started = time.monotonic()
         self.progress.update("rendering")
-        for state in comfy.render(workflow):
+        for state in self._run_prompt(comfy, workflow, keys):
             if state.step and loaded == started:
                 loaded = time.monotonic()
                 self.progress.note("load", loaded - started, job=self.job.id, clip=clip + 1)
@@ -255,6 +263,15 @@ class Film:
         spent = time.monotonic() - loaded
         self.progress.note("render", spent, job=self.job.id, clip=clip + 1, seed=seed)
         return state.outputs
+
+    def _run_prompt(
+        self, comfy: Comfy, workflow: Workflow, keys: Mapping[str, str] | None
+    ) -> Iterator[Rendering]:
+        try:
+            yield from comfy.render(workflow)
+        except ConditioningLost:
+            self.texts.forget((keys or {}).values())
+            raise
 
     def _upload_spec(self, comfy: Comfy, clip: int, seed: int) -> ClipSpec:
         """What to render, with its two images where the workflow will find them.

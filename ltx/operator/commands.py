@@ -8,9 +8,12 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.workflow import ClipSpec, build_workflow
+from ltx.comfyui.conditioning import ModelFile, conditioning_key
+from ltx.comfyui.model_files import NoIdentity, encoder_files, read_version
+from ltx.comfyui.workflow import ClipSpec, build_text_workflow, build_workflow
 from ltx.errors import JobError, UsageError, full_disk_told
 from ltx.files import hand_out
 from ltx.film.film import Film, RenderContext
@@ -31,7 +34,8 @@ def render_command(options: argparse.Namespace) -> int:
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
     handler = start_logging(settings)
-    cancellation, progress = Cancellation(), Progress(StageDurations(settings))
+    progress = Progress(StageDurations(settings))
+    cancellation = Cancellation(Bar(progress, handler).draw)
     check_box(settings, cancellation, GATE)
     with (
         state_folder(settings),
@@ -41,7 +45,6 @@ def render_command(options: argparse.Namespace) -> int:
         with state_errors(settings.state_dir):
             job.create(None)
         progress.begin("render")
-        cancellation.on_tick = Bar(progress, handler).draw
         context = RenderContext(settings, cancellation, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
@@ -105,7 +108,10 @@ def copy_frame(source: str, target: Path, field: str) -> None:
 
 
 def workflow_command(options: argparse.Namespace) -> int:
-    """Prints the workflow that would be sent. Raises UsageError for a FIRST that is no picture."""
+    """Prints a clip's workflow, with `--text job` the two that stand in its place.
+
+    Raises UsageError for a FIRST that is no picture.
+    """
     settings = Settings.load(read_environ(), needed=())
     seed = seed_for("workflow", options.clip, 1) if options.seed is None else options.seed
     names = (options.first, options.last, options.prompt, seed, "ltx-worker/clip")
@@ -117,5 +123,22 @@ def workflow_command(options: argparse.Namespace) -> int:
         except JobError as error:
             raise UsageError(error.detail) from error
     spec = ClipSpec(options.clip, *names, render_size(size), options.negative)
-    print(json.dumps(build_workflow(spec, settings), indent=2))
+    shown: dict[str, Any] = build_workflow(spec, settings)
+    if options.text == "job":
+        texts = (spec.prompt, spec.negative)
+        keys = {text: conditioning_key(text, *example_basis(settings)) for text in texts}
+        shown = {
+            "texts": build_text_workflow(keys, settings),
+            "clip": build_workflow(spec, settings, keys),
+        }
+    print(json.dumps(shown, indent=2))
     return 0
+
+
+def example_basis(settings: Settings) -> tuple[tuple[ModelFile, ...], str]:
+    """What a key here depends on; where ComfyUI is not at hand, the names alone."""
+    try:
+        return encoder_files(settings), read_version(settings.comfyui_dir)
+    except NoIdentity:
+        names = (settings.text_encoder, settings.text_projection)
+        return tuple(ModelFile(name, 0, 0) for name in names), ""

@@ -55,10 +55,10 @@ class Shift:
     def pids(self, kind: str = "prompt") -> list[int]:
         return [event["data"]["pid"] for event in self.events(kind)]
 
-    def serve(self, *script: Step, clips: int = 1) -> tuple[Event, str]:
+    def serve(self, *script: Step, clips: int = 1, text: str = "walk on") -> tuple[Event, str]:
         """A job under scripted faults: its outcome, and the worker's log about it."""
         self.hosted.script_comfyui(*script)
-        job = self.box.add_job(clips)
+        job = self.box.add_job(clips, text=text)
         outcome = self.box.await_outcome(job)
         return outcome, self.log_of(job)
 
@@ -96,6 +96,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     (folder / "environ").write_text("")
     with serving(folder, COMFYUI_PYTHON=str(python), CLIP_GATE="enforce") as box:
         yield box
+
+
+@pytest.fixture
+def box(box: Box) -> Box:
+    """Here the processes that render are looked at; test_text_process.py has the one that reads."""
+    box.settings["LTX_TEXT"] = "clip"
+    return box
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ def test_heartbeats_go_on_while_the_disk_stalls(box: Box) -> None:
     os.mkfifo(stalled)
     box.add_job()
     worker = box.start("run", "--once")
-    box.hosted.wait("comfyui.prompt")
+    box.hosted.wait("comfyui.text")
     beat = box.hosted.wait(
-        "heartbeat", where=lambda one: one["data"]["progress"]["stage"] == "encoding"
+        "heartbeat", where=lambda one: one["data"]["progress"]["stage"] == "booting"
     )
     for _ in range(3):
         beat = box.hosted.wait("heartbeat", after=beat["seq"])
-    assert beat["data"]["progress"]["stage"] == "encoding"
+    assert beat["data"]["progress"]["stage"] == "booting"
     stalled.read_text()
     assert worker.wait() == 0
