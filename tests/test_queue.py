@@ -218,7 +218,7 @@ def test_a_job_is_claimed_before_any_work(delivered: Delivered) -> None:
     claim = delivered.seen("claim")[0]
     assert (claim["job"], claim["data"]["workerId"]) == (delivered.new, "test-worker")
     assert claim["seq"] < delivered.seen("frame.get")[0]["seq"]
-    assert claim["seq"] < delivered.seen("comfyui.boot")[0]["seq"]
+    assert claim["seq"] < delivered.seen("comfyui.prompt")[0]["seq"]
 
 
 def test_the_next_poll_follows_a_job_at_once(delivered: Delivered) -> None:
