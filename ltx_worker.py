@@ -32,7 +32,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ from ltx.errors import (
     ConfigError,
     DiskFull,
     JobError,
-    LeaseLost,
     NoSuchCall,
     Refusal,
     ToolFailed,
@@ -54,11 +53,12 @@ from ltx.errors import (
 from ltx.files import write_json
 from ltx.film.circuit_breaker import CircuitBreaker
 from ltx.film.film import Film, RenderContext
+from ltx.hosted.env_secret import EnvSecret
 from ltx.hosted.frames import FrameHost
-from ltx.hosted.outbox import OUTCOME_RETRIES, Outbox
-from ltx.hosted.queue_api import QueueApi
-from ltx.hosted.retry import Outage, Retry, backoff
-from ltx.job import JOB_ID, MAX_FRAMES, Job, parse_stage_data
+from ltx.hosted.outbox import ONCE, Outbox, decide
+from ltx.hosted.queue_api import QueueApi, api_secret
+from ltx.hosted.retry import Outage, Retry
+from ltx.job import JOB_ID, KEPT, MAX_FRAMES, Job, parse_stage_data
 from ltx.operator.checks import GATE
 from ltx.operator.commands import render_command, workflow_command
 from ltx.operator.console import Bar, LogLines, Systemd, signals, start_logging
@@ -70,7 +70,9 @@ from ltx.settings import VERSION, Settings, read_environ
 from ltx.state import state_folder, with_worker_id
 from ltx.text import as_dict, as_list, format_utc, log, log_event, one_line
 
-CLAIM_TRIES = 4
+# What is left of a lease when a stop comes must outlast the stop (20 s) and the next start.
+RESTART_S = 30.0
+ALWAYS, CLAIM = Retry(), Retry(tries=4)
 
 
 class Heartbeat:
@@ -80,9 +82,15 @@ class Heartbeat:
     takes, and never stops or delays the job when a call fails.
     """
 
-    def __init__(self, settings: Settings, cancellation: Cancellation, progress: Progress) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cancellation: Cancellation,
+        progress: Progress,
+        secret: EnvSecret,
+    ) -> None:
         self.settings, self.cancellation, self.progress = settings, cancellation, progress
-        self.api = QueueApi(settings, cancellation=None)
+        self.api = QueueApi(settings, None, secret)
         self.outage = Outage("heartbeat")
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -108,18 +116,22 @@ class Heartbeat:
             due += interval * (missed + 1)
 
     def tick(self) -> None:
+        try:
+            self.beat(self.api)
+            self.outage.over()
+            self.last_beat = format_utc(time.time())
+        except Exception as error:
+            # Whatever a beat meets, the next one is due: a silent worker loses its jobs.
+            self.outage.note(error)
+
+    def beat(self, api: QueueApi) -> None:
+        """Tells how we are and hears the answer; api: the session to tell it with."""
         now, sent = self.progress.snapshot(), time.monotonic()
         job_id = now.pop("jobId")
         status = "degraded" if self.progress.trouble else "busy" if job_id else "idle"
         status = "draining" if self.cancellation.stopping else status
-        try:
-            answer = self.api.heartbeat({"status": status, "jobId": job_id, "progress": now})
-            self.outage.over()
-            self.last_beat = format_utc(time.time())
-            self.hear(answer, job_id, sent)
-        except Exception as error:
-            # Whatever a beat meets, the next one is due: a silent worker loses its jobs.
-            self.outage.note(error)
+        answer = api.heartbeat({"status": status, "jobId": job_id, "progress": now})
+        self.hear(answer, job_id, sent)
 
     def hear(self, answer: Mapping[str, Any], job_id: str | None, sent: float) -> None:
         """Honours `cancel` and `leaseUntil` for the job that this heartbeat spoke of."""
@@ -133,27 +145,32 @@ class Heartbeat:
 class Worker:
     """Polls the queue and takes each job from the claim to the delivered outcome."""
 
-    def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
-        self.settings, self.cancellation = settings, cancellation
+    def __init__(self, settings: Settings, lines: LogLines) -> None:
+        self.settings = settings
+        self.cancellation = cancellation = Cancellation(self._on_tick)
         self.progress = Progress(StageDurations(settings))
-        self.api = QueueApi(settings, cancellation)
+        self.bar = Bar(self.progress, lines)
+        secret = api_secret(settings)
+        self.api = QueueApi(settings, cancellation, secret)
         self.frames = FrameHost(settings, cancellation)
         self.context = RenderContext(settings, cancellation, self.progress)
         self.outbox = Outbox(
             settings, cancellation, self.api, self.progress, self.context.media.probe
         )
         self.breaker = CircuitBreaker(settings, self.context, self.outbox)
-        self.heartbeat = Heartbeat(settings, cancellation, self.progress)
+        self.heartbeat = Heartbeat(settings, cancellation, self.progress, secret)
         self.systemd = Systemd(settings)
         self.spool = settings.state_dir / "jobs"
         self.outage, self.disk = Outage("api"), Outage("disk")
+        url = settings.api_url
+        self.progress.silence = lambda: (
+            self.outage.describe(url) or self.heartbeat.outage.describe(url, " to heartbeats")
+        )
         self.idle_since = time.monotonic()
         self.claim_skip_logged = False
         self.ignored: object = None
-        self.outcome = ""
         self.outcomes: list[dict[str, str]] = []
         self.status: dict[str, object] = {}
-        self.on_progress: Callable[[], None] = lambda: None
 
     def run(self, once: bool = False) -> int:
         """Serves jobs until a signal comes (with `once`: one job); returns the exit code."""
@@ -162,7 +179,7 @@ class Worker:
         try:
             self.start()
             while not self.cancellation.stopping and not (once and served):
-                served = self.tick()
+                served = self.tick() or bool(self.progress.trouble)
         except JobError as error:
             if error.code != "shutdown":
                 raise
@@ -171,11 +188,10 @@ class Worker:
         return 0 if self.outbox.delivered or not once or self.cancellation.stopping else 1
 
     def start(self) -> None:
-        self.cancellation.on_tick = self._on_tick
         sweep_leftovers(self.settings.state_dir)
-        self.systemd.send("READY=1")
         log_event("started", worker=self.settings.worker_id, version=VERSION, pid=os.getpid())
         self._register()
+        self.systemd.ready()
         self.heartbeat.start()
         # What the last run left, the oldest first.
         orders = sorted(self.spool.glob("*/job.json"), key=lambda path: path.stat().st_mtime)
@@ -199,7 +215,7 @@ class Worker:
         except OSError as error:
             # The disk, as everything else speaks through Unavailable. The spool stays as it is.
             tries = self.disk.note(error)
-            self.cancellation.wait(backoff(tries))
+            self.cancellation.wait(ALWAYS.pause(tries, Unavailable("")))
             return False
 
     def _tick(self) -> bool:
@@ -216,9 +232,10 @@ class Worker:
         except Unavailable as error:
             if isinstance(error, ApiRefused):
                 self.breaker.hear(error)
-            self._rest(backoff(self.outage.note(error), asked=error.retry_after))
+            self._rest(ALWAYS.pause(self.outage.note(error), error))
             return False
-        self.outage.over()
+        if self.outage.over():
+            self.outbox.wake()
         self.breaker.hear()
         job = self._claim(answer["job"]) if answer["job"] else None
         if job:
@@ -232,7 +249,7 @@ class Worker:
             self.systemd.feed()
         self.systemd.tell(self.progress.sentence())
         self._write_status()
-        self.on_progress()
+        self.bar.draw()
 
     def _write_status(self) -> None:
         """What the `status` command shows; written when it has changed, lost without harm."""
@@ -240,6 +257,7 @@ class Worker:
             "pid": os.getpid(),
             "workerId": self.settings.worker_id,
             "progress": self.progress.snapshot(),
+            "silence": self.progress.silence(),
             "lastHeartbeatAt": self.heartbeat.last_beat,
             "lastOutcomes": self.outcomes,
         }
@@ -258,15 +276,25 @@ class Worker:
         self.cancellation.wait(float(asked) if valid else self.settings.poll_interval)  # type: ignore[arg-type]
 
     def _register(self) -> None:
+        """Makes the first call that the API takes. Raises ConfigError for a wrong secret.
+
+        The service has started when the secret was taken, or when nobody is there to tell.
+        """
         gpu = read_gpu(self.settings)
         try:
-            Retry(tries=math.inf).run(
-                lambda _tries: self.api.register(gpu),
-                self.cancellation.wait,
-                lambda error, _tries, _pause: self.outage.note(error),
+            ALWAYS.run(
+                lambda _tries: self.api.register(gpu), self.cancellation.wait, self._note_silence
             )
         except Refusal as refusal:
             log_event("register_skipped", f"The API has no register: {one_line(refusal, 60)}.")
+            # A secret that is wrong is heard of now all the same.
+            with contextlib.suppress(Unavailable, Refusal):
+                self.heartbeat.beat(self.api)
+        self.outage.over()
+
+    def _note_silence(self, error: Unavailable, _tries: int, _pause: float) -> None:
+        self.outage.note(error)
+        self.systemd.ready()
 
     def _claim(self, offer: object) -> Job | None:
         """The offered job, ours from here on; None when it is somebody else's or unusable."""
@@ -278,56 +306,65 @@ class Worker:
             self.ignored = job_id
             return None
         if job_id in self.outbox.let_go:
+            # A claim takes it out of the queue for a while, so that those behind it come up.
+            with contextlib.suppress(Unavailable, Refusal):
+                self.api.claim(job_id)
             return None
         job, stage_data = Job(self.spool / job_id), as_dict(offer).get("stageData")
         # Offered anew with other data, it begins anew; an outcome that waits is told first.
         decided = job.output.exists() or job.outcome.exists()
-        if not decided:
-            self._foresee(stage_data)
+        if not decided and not self._foresee(stage_data):
+            return None
         if not decided and job.stage_data != stage_data:
             job.remove()
         if not job.order.exists():
             job.create(stage_data)
         return job if self._claim_job(job) else None
 
-    def _foresee(self, stage_data: object) -> None:
-        """Boots ComfyUI while a job is claimed, if the job looks as if it will be rendered."""
-        with contextlib.suppress(JobError):
-            mark = self.settings.watermark
-            has_mark = mark.is_file() and mark.stat().st_size > 0
+    def _foresee(self, stage_data: object) -> bool:
+        """Whether to claim a job; one that looks as if it will be rendered needs a ComfyUI."""
+        try:
             plan = parse_stage_data(stage_data)
-            if has_mark or not plan.watermark:
-                self.context.foresee(plan.prompts)
+        except JobError:
+            return True
+        mark = self.settings.watermark
+        if plan.watermark and not (mark.is_file() and mark.stat().st_size > 0):
+            return True
+        with contextlib.suppress(JobError):
+            self.context.foresee(plan.prompts)
+        return self.breaker.admits_rendering()
 
     def _claim_job(self, job: Job) -> bool:
         """Claims a job, again after a restart; one that is not ours leaves the spool.
 
-        Four tries, then it is parked.
+        One whose claim is not answered stays there, parked.
         """
-        for tries in range(1, CLAIM_TRIES + 1):
+
+        def claim(_tries: int) -> dict[str, Any]:
             self.cancellation.begin(job.id)
-            try:
-                lease = self.api.lease_seconds(self.api.claim(job.id))
-                self.cancellation.hold_lease(job.id, math.inf if lease is None else lease)
-                log_event("claimed", job=job.id)
-                return True
-            except NoSuchCall:
-                if not self.claim_skip_logged:
-                    log_event("claim_skipped", "The API has no claim of its own; a poll claims.")
-                self.claim_skip_logged = True
-                return True
-            except Refusal as refusal:
-                log_event("not_ours", one_line(refusal), job=job.id)
-                self.outbox.forget(job)
-                break
-            except Unavailable as error:
-                self.cancellation.end()
-                pause = backoff(tries, asked=error.retry_after)
-                log_event("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
-                self.outbox.park(job, pause)
-                if tries < CLAIM_TRIES:
-                    self.cancellation.wait(pause)
-        self.cancellation.end()
+            return self.api.claim(job.id)
+
+        def note(error: Unavailable, tries: int, pause: float) -> None:
+            self.cancellation.end()
+            log_event("claim_retry", one_line(error), logging.WARNING, job=job.id, tries=tries)
+            self.outbox.park(job, pause)
+
+        try:
+            lease = self.api.lease_seconds(CLAIM.run(claim, self.cancellation.wait, note))
+            self.cancellation.hold_lease(job.id, math.inf if lease is None else lease)
+            log_event("claimed", job=job.id)
+            return True
+        except NoSuchCall:
+            if not self.claim_skip_logged:
+                log_event("claim_skipped", "The API has no claim of its own; a poll claims.")
+            self.claim_skip_logged = True
+            return True
+        except Refusal as refusal:
+            self.cancellation.end()
+            log_event("not_ours", one_line(refusal), job=job.id)
+            self.outbox.forget(job)
+        except Unavailable:
+            pass  # noted, and parked
         return False
 
     def _take_up_parked(self, render: bool = True) -> bool:
@@ -350,7 +387,7 @@ class Worker:
     def _take_up(self, job: Job, render: bool) -> bool:
         job.check()
         if job.outcome.exists():
-            self.outbox.deliver(job, retries=0)
+            self.outbox.deliver(job, ONCE)
             return not job.order.exists()
         taken = (render or job.output.exists()) and self._claim_job(job)
         if taken:
@@ -359,24 +396,27 @@ class Worker:
 
     def _work(self, job: Job) -> None:
         """Takes a claimed job to its outcome and delivers that."""
-        started = time.monotonic()
+        started, outcome = time.monotonic(), KEPT.verb
         self.progress.begin(job.id)
         try:
-            self._make(job)
-            self.breaker.note(None)
-            self.outcome = self.outbox.deliver(job, OUTCOME_RETRIES)
-        except JobError as error:
-            self.breaker.note(error)
-            self._fail(job, error)
-        except Exception as error:
-            log.exception("unexpected job=%s", job.id)
-            other = JobError("media_failed", f"Unexpected: {one_line(repr(error))}.")
-            self._fail(job, DiskFull() if is_disk_full(error) else other)
+            outcome = self._serve(job)
         finally:
-            self._sum_up(job, time.monotonic() - started)
+            self._sum_up(job, outcome, time.monotonic() - started)
             self.progress.begin("")
             self.cancellation.end()
             self.idle_since = time.monotonic()
+
+    def _serve(self, job: Job) -> str:
+        try:
+            self._make(job)
+            self.breaker.note(None)
+            return self.outbox.deliver(job)
+        except JobError as error:
+            return self._end(job, error)
+        except Exception as error:
+            log.exception("unexpected job=%s", job.id)
+            other = JobError("media_failed", f"Unexpected: {one_line(repr(error))}.")
+            return self._end(job, DiskFull() if is_disk_full(error) else other)
 
     def _make(self, job: Job) -> None:
         seconds = self.settings.job_timeout
@@ -386,44 +426,39 @@ class Worker:
                 plan = parse_stage_data(job.stage_data)
                 Film(self.context, job, plan).make(self.frames.fetch)
 
-    def _fail(self, job: Job, error: JobError) -> None:
-        """Writes a failure down and reports it, unless the job may still come to a good end."""
+    def _end(self, job: Job, error: JobError) -> str:
+        """Ends a job that could not be gone on with; what becomes of it, in a word."""
+        self.breaker.note(error)
+        for_restart = error.code == "shutdown" and self._is_worth_keeping(job)
         # What ended the job must not end the report of it; a stop shortens it.
         self.cancellation.end()
-        decided = job.outcome.exists()
-        has_film = job.output.exists() and (error.code == "shutdown" or isinstance(error, DiskFull))
-        if decided or has_film or isinstance(error, LeaseLost):
-            self.outcome = "kept"
-            log_event("job_kept", error.detail, job=job.id)
-            self.outbox.park(job, self.settings.poll_interval)
-            if decided and self.cancellation.stopping:
-                self.outbox.deliver(job, retries=0)
-            return
-        self.outcome = error.code
-        if error.code == "shutdown":
+        outcome = KEPT if for_restart else decide(job, error)
+        if outcome is KEPT:
+            log_event("job_kept", error.detail or "The next start goes on with it.", job=job.id)
+        elif error.code == "shutdown":
             log_event("handed_back", "Stopping; somebody else may take the job.", job=job.id)
         else:
             log_event("job_failed", f"{error}\n{error.tail}".strip(), logging.ERROR, job=job.id)
-        try:
-            job.conclude("fail", {"error": error.report()})
-            self.outcome = self.outbox.deliver(job, OUTCOME_RETRIES)
-        except OSError as trouble:
-            # A disk so full that not even this fits: what can be told is told now.
-            log_event("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
-            with contextlib.suppress(Unavailable, Refusal, ConfigError):
-                self.api.finish(job.id, "fail", {"error": error.report()})
-            self.outbox.forget(job)
+        return self.outbox.settle(job, outcome)
 
-    def _sum_up(self, job: Job, total: float) -> None:
+    def _is_worth_keeping(self, job: Job) -> bool:
+        """Whether a stop keeps a job's clips for the next start rather than hand it back.
+
+        If no start comes, the lease runs out and the hosted side offers the job to others.
+        """
+        restarts = self.context.expects_more and self.cancellation.lease_left() >= RESTART_S
+        return restarts and job.has_clips()
+
+    def _sum_up(self, job: Job, outcome: str, total: float) -> None:
         """The job in one line: seconds by stage, for stages of a clip one number a clip."""
         stages = {
             name: ",".join(f"{seconds:.1f}" for seconds in spent)
             for name, spent in self.progress.seconds.items()
         }
-        done = {"jobId": job.id, "outcome": self.outcome, "at": format_utc(time.time())}
+        done = {"jobId": job.id, "outcome": outcome, "at": format_utc(time.time())}
         others = [one for one in self.outcomes if one["jobId"] != job.id]
         self.outcomes = [*others[-4:], done]
-        log_event("job_done", job=job.id, outcome=self.outcome, **stages, total=round(total, 1))
+        log_event("job_done", job=job.id, outcome=outcome, **stages, total=round(total, 1))
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -438,16 +473,15 @@ def run_command(options: argparse.Namespace) -> int:
 
 def serve(settings: Settings, handler: LogLines, once: bool) -> int:
     """Serves the queue and returns the exit code. Raises ConfigError."""
-    cancellation = Cancellation()
-    check_box(settings, cancellation, GATE)
+    check_box(settings, Cancellation(), GATE)
     if not settings.watermark.is_file():
         message = f"WATERMARK_PATH={settings.watermark}: jobs that ask for a watermark will fail."
         log_event("watermark_missing", message, logging.WARNING)
-    with state_folder(settings), signals(cancellation):
-        worker = Worker(with_worker_id(settings), cancellation)
-        worker.on_progress = Bar(worker.progress, handler).draw
+    with state_folder(settings):
+        worker = Worker(with_worker_id(settings), handler)
         try:
-            return worker.run(once)
+            with signals(worker.cancellation):
+                return worker.run(once)
         finally:
             handler.draw("")
 

@@ -24,16 +24,20 @@ class Cancellation:
 
     TICK_S = 1.0
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        on_tick: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """on_tick: what the thread that waits does meanwhile, at least every TICK_S seconds."""
         self._ear, self._bell = socket.socketpair()
         self._bell.setblocking(False)
         self._ear.setblocking(False)
-        self._clock = clock
+        self._on_tick, self._clock = on_tick, clock
         self._lock = threading.Lock()
         self._ends: dict[str, tuple[float, JobError]] = {}
         self.job_id = ""
         self.stopping = False
-        self.on_tick: Callable[[], None] = lambda: None
 
     def _ring(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -75,6 +79,12 @@ class Cancellation:
         """That job is ours for so long, unless this is called again. Safe from any thread."""
         self._end_at(job_id, "lease", self._clock() + seconds, LeaseLost())
 
+    def lease_left(self) -> float:
+        """Seconds that the job in hand is ours for certain; 0 where no lease tells."""
+        with self._lock:
+            end, _ = self._ends.get("lease", (math.inf, None))
+        return 0.0 if end == math.inf else end - self._clock()
+
     @contextlib.contextmanager
     def deadline(self, name: str, seconds: float, reason: JobError) -> Iterator[None]:
         """Within this block every wait ends with `reason` when `seconds` have passed."""
@@ -103,7 +113,7 @@ class Cancellation:
         end = self._clock() + seconds
         while True:
             self.check()
-            self.on_tick()
+            self._on_tick()
             left = min(end, self._next_end()[0]) - self._clock()
             left = max(0.0, min(left, self.TICK_S))
             ready = select.select([self._ear, *files], [], [], left)[0]

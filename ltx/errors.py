@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ltx.text import one_line
@@ -74,6 +76,10 @@ class DiskFull(JobError):
 
     def __init__(self) -> None:
         super().__init__("media_failed", DISK_FULL)
+
+
+class PortHeld(JobError):
+    """Another program listens on the port that a ComfyUI of ours was to have."""
 
 
 class LeaseLost(JobError):
@@ -161,6 +167,17 @@ def is_refused(error: BaseException | None) -> bool:
     while error and not isinstance(error, ConnectionRefusedError):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Raises DiskFull for what the system says of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise DiskFull() from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ltx.errors import JobError
 from ltx.files import read_json, write_json_durably
 from ltx.settings import Size, is_plain_url
 from ltx.state import has_mark, make_own, remove_own
-from ltx.text import is_text, one_line
+from ltx.text import as_dict, is_text, one_line
 
 FPS = 24
 # LTX-2.3 wants 8n+1 frames; the 121st is the pinned last frame, on which the next clip opens.
@@ -95,6 +96,12 @@ def job_bytes(size: Size) -> int:
     return MAX_FRAMES * MAX_FRAME_BYTES + 3 * clips
 
 
+def describe_films(state_dir: Path) -> str:
+    """What the films that wait to be delivered hold of the disk, as the end of a sentence."""
+    sizes = [film.stat().st_size for film in state_dir.glob("jobs/*/output.mp4")]
+    return f"; {len(sizes)} films that wait hold {sum(sizes) >> 20}" if sizes else ""
+
+
 def seed_for(job_id: str, clip: int, attempt: int) -> int:
     """The same job, clip and attempt always give the same noise.
 
@@ -104,6 +111,21 @@ def seed_for(job_id: str, clip: int, attempt: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 11
 
 
+class Outcome(NamedTuple):
+    """What becomes of a job: `complete` or `fail`, with the body of that call, or `kept`."""
+
+    verb: str
+    body: Mapping[str, Any]
+
+    @property
+    def word(self) -> str:
+        """The verb, or the code of a failure."""
+        return str(as_dict(self.body.get("error")).get("code", self.verb))
+
+
+KEPT = Outcome("kept", {})
+
+
 class Job:
     """A claimed job's folder in the spool; every file in it is there whole or not at all."""
 
@@ -111,6 +133,8 @@ class Job:
         self.folder, self.id = folder, folder.name
         self.order = folder / "job.json"
         self.output, self.outcome = folder / "output.mp4", folder / "outcome.json"
+        # There while it is not known whether the hosted side has heard of the outcome.
+        self.asked = folder / "asked"
 
     def create(self, stage_data: object) -> None:
         make_own(self.folder)
@@ -126,8 +150,7 @@ class Job:
         """Raises ValueError when what an earlier worker left cannot be gone on with."""
         if "stageData" not in read_json(self.order):
             raise ValueError("job.json holds no stageData")
-        decided = read_json(self.outcome).get("verb") in ("complete", "fail")
-        if self.outcome.exists() and not decided and not self.output.exists():
+        if self.outcome.exists() and not self.decided and not self.output.exists():
             raise ValueError("outcome.json holds no outcome, and there is no film")
 
     def source(self, frame: int) -> Path:
@@ -146,9 +169,20 @@ class Job:
         # Not the stem of the clip: its half-written file is beside it, and the encode writes there.
         return self.folder / "clips" / f"{clip:03}.record.json"
 
-    def conclude(self, verb: str, body: Mapping[str, object]) -> None:
-        """Writes the outcome down, once; `verb` is complete or fail."""
-        write_json_durably(self.outcome, {"verb": verb, "body": body})
+    def has_clips(self) -> bool:
+        """Whether a clip has been rendered, so that making the film anew would cost more."""
+        return any((self.folder / "clips").glob("*.mp4"))
+
+    def conclude(self, outcome: Outcome) -> None:
+        """Writes the outcome down, once."""
+        write_json_durably(self.outcome, outcome._asdict())
+
+    @property
+    def decided(self) -> Outcome | None:
+        """The outcome that was written down, if one was and can be read."""
+        found = read_json(self.outcome)
+        is_outcome = found.get("verb") in ("complete", "fail")
+        return Outcome(found["verb"], as_dict(found.get("body"))) if is_outcome else None
 
     def close(self) -> None:
         """Removes the folder, for a job that is not one of the queue."""

@@ -142,6 +142,11 @@ def listening_inodes(root: Path, port: int) -> Iterator[str]:
                     yield fields[9]
 
 
+def is_listened_on(port: int) -> bool:
+    """Whether anybody on this machine listens on a TCP port."""
+    return any(listening_inodes(Path("/proc/net"), port))
+
+
 def group_of(leader: int) -> Iterator[int]:
     """The processes of a process group, its leader first."""
     yield leader

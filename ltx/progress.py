@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ltx.files import read_json, write_json
@@ -73,6 +73,8 @@ class Progress:
         self.durations = durations
         self._lock = threading.Lock()
         self.trouble = ""
+        # Why the hosted side is not heard, in a sentence; '' while it is.
+        self.silence: Callable[[], str] = str
         # Of each stage of the job, one number a clip where every clip goes through it.
         self.seconds: dict[str, list[float]] = {}
         self.begin("")
@@ -156,13 +158,16 @@ class Progress:
             }
 
     def _idle_stage(self) -> str:
-        return f"degraded: {self.trouble}" if self.trouble else "idle"
+        return f"degraded: {self.trouble}" if self.trouble else self.silence() or "idle"
 
     def sentence(self) -> str:
+        silence = self.silence()
         if not self.job_id:
-            return self._idle_stage()
+            stage = self._idle_stage()
+            return f"{stage}; {silence}" if silence and silence != stage else stage
         now = self.snapshot()
         where = f"clip {now['clip']}/{now['clips']} " if now["clip"] else ""
         step = f"step {now['step']}/{now['steps']} " if now["stage"] == "rendering" else ""
         left = f", about {now['etaSec']} s left" if now["etaSec"] is not None else ""
-        return f"job {self.job_id}: {now['stage']} {where}{step}{now['percent']:.0f} %{left}"
+        done = f"{where}{step}{now['percent']:.0f} %{left}"
+        return f"job {self.job_id}: {now['stage']} {done}{silence and f'; {silence}'}"

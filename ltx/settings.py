@@ -35,6 +35,7 @@ OUR_FLAGS = {
         "the worker gives each process folders of its own",
     ),
     "--database-url": "the worker gives each process a database of its own",
+    **dict.fromkeys(("--tls-keyfile", "--tls-certfile"), "the worker speaks plain HTTP to it"),
 }
 # requests looks for these in the process's environment by itself.
 NETWORK_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle")
@@ -271,6 +272,12 @@ def read_environ() -> dict[str, str]:
         environ["REQUESTS_CA_BUNDLE"] = bundle
     os.environ.update({n: value for n, value in environ.items() if n.lower() in NETWORK_NAMES})
     return environ
+
+
+def read_secret(name: str) -> str:
+    """One of SECRET_NAMES as it is set by now. Raises ConfigError."""
+    settings = Settings.load(read_environ(), needed=(name,))
+    return settings.blob_token if name == "BLOB_READ_WRITE_TOKEN" else settings.secret
 
 
 def read_env_file() -> dict[str, str]:

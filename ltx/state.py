@@ -18,6 +18,8 @@ from ltx.files import replace_durably
 from ltx.settings import Settings
 
 MARK = ".ltx-worker"
+# What is left of a mark that a full disk or a kill kept from being written.
+MARK_PART = f"{MARK}.part"
 # What is wrong with a path itself, so that no later start will find it better.
 WRONG_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 MARK_LINE = "Made by ltx-worker, which removes this folder when it is done with it. Noted files:"
@@ -36,14 +38,14 @@ def make_own(folder: Path) -> Path:
     """A folder that bears our mark. Raises FileExistsError for one that somebody else filled."""
     folder.mkdir(parents=True, exist_ok=True)
     if not has_mark(folder):
-        if any(folder.iterdir()):
+        if names_in(folder) - {MARK_PART}:
             raise FileExistsError(errno.EEXIST, "it was not made by ltx-worker", str(folder))
         put_mark(folder)
     return folder
 
 
 def put_mark(folder: Path, noted: Sequence[str] = ()) -> None:
-    part = folder / f"{MARK}.part"
+    part = folder / MARK_PART
     part.write_text("\n".join((MARK_LINE, *noted)) + "\n")
     part.replace(folder / MARK)
 
@@ -103,7 +105,7 @@ def claim_folder(folder: Path) -> None:
 
 def find_strangers(folder: Path) -> list[Path]:
     """What an earlier version of the worker cannot have made."""
-    entries = list(folder.iterdir())
+    entries = [entry for entry in folder.iterdir() if entry.name != MARK_PART]
     if not (folder / "lock").is_file():
         return entries
     return [entry for entry in entries if entry.name not in OLD_FILES and not is_old(entry)]

@@ -29,10 +29,12 @@ class Redactor:
     """Blots secrets out of foreign text: plain, escaped, URL-encoded or in base64."""
 
     def __init__(self) -> None:
+        self.forms = set[str]()
         self.secrets: re.Pattern[str] | None = None
 
     def hide(self, secrets: Iterable[str]) -> None:
-        forms = set[str]()
+        """From here on these too."""
+        forms = set(self.forms)
         for secret in secrets:
             forms |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
             forms |= {quote(secret, safe=safe) for safe in ("", "/", "!'()*~")}
@@ -40,6 +42,7 @@ class Redactor:
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 forms.add(encode(secret.encode()).decode().rstrip("="))
         longest_first = sorted(map(re.escape, forms), key=len, reverse=True)
+        self.forms = forms
         self.secrets = re.compile("|".join(longest_first), re.IGNORECASE) if forms else None
 
     def __call__(self, text: str) -> str:

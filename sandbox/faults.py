@@ -15,6 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
+from sandbox.edges import EDGES
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ACTIONS = frozenset(
     {
@@ -26,6 +28,7 @@ ACTIONS = frozenset(
         "blackhole",
         "stopReading",
         "landThenReset",
+        "lands",
         "drip",
         "endless",
         "truncate",
@@ -49,6 +52,8 @@ class Fault:
     @classmethod
     def parse(cls, given: Any) -> Fault:
         fault = cls(**given)
+        if edge := fault.action.pop("edge", ""):
+            fault.action = {**EDGES[edge], **fault.action}
         unknown = sorted(set(fault.action) - ACTIONS)
         if unknown:
             raise ValueError(f"unknown actions {unknown}; there are {sorted(ACTIONS)}")
@@ -110,24 +115,31 @@ async def inflict(
 async def _answer(
     action: dict[str, Any], request: web.Request, handler: Handler
 ) -> web.StreamResponse:
+    if action.get("lands") and (real := await handler(request)).status >= 300:
+        return real
     if "redirect" in action:
         response: web.StreamResponse = web.Response(status=action.get("status", 302))
-        response.headers["Location"] = action["redirect"]
+        response.headers["Location"] = _name_call(action["redirect"], request)
     elif "status" in action or "body" in action:
-        response = _canned(action)
+        response = _canned(action, request)
     else:
         response = await handler(request)
     response.headers.update(action.get("headers", {}))
     return response
 
 
-def _canned(action: dict[str, Any]) -> web.Response:
+def _name_call(text: str, request: web.Request) -> str:
+    return text.replace("{method}", request.method).replace("{path}", request.path)
+
+
+def _canned(action: dict[str, Any], request: web.Request) -> web.Response:
     body = action.get("body", "")
     if isinstance(body, str):
         kind = "text/html" if body.lstrip().startswith("<") else "text/plain"
     else:
         body, kind = json.dumps(body), "application/json"
-    return web.Response(status=action.get("status", 200), text=body, content_type=kind)
+    status, text = action.get("status", 200), _name_call(body, request)
+    return web.Response(status=status, text=text, content_type=kind)
 
 
 async def _distort(

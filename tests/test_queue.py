@@ -155,7 +155,6 @@ def test_an_api_without_register_is_said_once_and_served(box: Box, answer: dict[
         {"status": 403, "body": PAGE},
         {"status": 403, "body": "error code: 1020"},
         {"status": 403},
-        {"status": 200, "body": PAGE},
         {"reset": True},
     ],
 )
@@ -170,13 +169,14 @@ def test_registration_is_tried_again_until_the_api_understands(
     assert len(box.hosted.requests(REGISTER)) == 2
 
 
-@pytest.mark.parametrize("call", [REGISTER, POLL])
+@pytest.mark.parametrize("missing", range(3))
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_secret_ends_the_worker_with_78_and_says_so(
-    box: Box, call: str, status: int
+    box: Box, missing: int, status: int
 ) -> None:
-    if call == POLL:
-        box.hosted.fault(REGISTER, status=404, body={"error": "no such call"})
+    *absent, call = (REGISTER, "POST */heartbeat", POLL)[: missing + 1]
+    for name in absent:
+        box.hosted.fault(name, times=-1, status=404, body=PAGE)
     box.hosted.fault(call, status=status, body={"error": {"code": "unauthorized"}})
     worker = box.start()
     assert worker.wait() == 78
@@ -579,7 +579,6 @@ def test_a_final_answer_ends_an_outcome(service: Service, status: int) -> None:
     "answer",
     [
         {"status": 410, "body": PAGE},
-        {"status": 200, "body": PAGE},
         {"status": 500, "body": {"error": "oops"}},
         {"redirect": "/api/videogen/register", "status": 307},
         {"landThenReset": True},

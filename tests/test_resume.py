@@ -25,6 +25,7 @@ from ltx.process import LAUNCHER
 from ltx.state import claim_folder
 from sandbox.client import Event, Hosted, NothingHappened
 from tests.conftest import Box, Running
+from tests.pictures import picture
 
 # The promise of a stop; it is a bound, not a speed that is measured.
 STOP_S = 20
@@ -55,6 +56,7 @@ class Moment(NamedTuple):
     detail: str = ""
     alive: bool = False
     prompts: tuple[int, ...] = (1,)
+    times: int = 1
     broken: bool = False
 
     def hold(self, box: Box) -> tuple[Running, str]:
@@ -65,7 +67,9 @@ class Moment(NamedTuple):
         hosted.script_comfyui(*self.script)
         job = hosted.add_stage(NONSENSE) if self.broken else box.add_job(self.clips, maxAttempts=3)
         worker = box.start(HEARTBEAT_INTERVAL_S="0.2", PATH=stuck_encoder(box, self.name))
-        hosted.wait(self.sign, where=self._is_it)
+        seen = 0
+        for _ in range(self.times):
+            seen = hosted.wait(self.sign, after=seen, where=self._is_it)["seq"]
         if self is ENCODING:
             assert (box.folder / "stuck").read_text() == "up\n"
         return worker, job
@@ -96,7 +100,18 @@ CLAIMED = Moment("claimed", "claim", fault={"match": CLAIM, "landThenReset": Tru
 DOWNLOADING = Moment(
     "downloading", "fault", fault={"match": "GET /frames/frame-1*", "blackhole": True}, alive=True
 )
-BOOTING = Moment("booting", "comfyui.boot", script=({"on": "boot", "kind": "hang"},), alive=True)
+HANGING_BOOT = {"on": "boot", "kind": "hang"}
+# A job is claimed when a ComfyUI is up that fits.
+OFFERED = Moment("offered", "comfyui.boot", script=(HANGING_BOOT,), alive=True)
+BOOTING = Moment(
+    "booting",
+    "comfyui.boot",
+    clips=2,
+    script=({"on": "boot", "kind": "slow", "seconds": 0}, HANGING_BOOT),
+    alive=True,
+    prompts=(1, 1),
+    times=2,
+)
 RENDERING = Moment(
     "rendering",
     "comfyui.step",
@@ -113,6 +128,9 @@ ENCODING = Moment(
     detail='"stage": "encoding"',
     alive=True,
     prompts=(1, 1),
+)
+FIRST_CLIP = RENDERING._replace(
+    name="first clip", clips=1, script=({**STUCK, "at": 7},), detail='"step": 7'
 )
 UPLOADING = Moment(
     "uploading", "fault", fault={"match": PUT, "blackhole": True}, detail="/api/blob"
@@ -191,7 +209,18 @@ def calls(hosted: Hosted, job: str, verb: str) -> list[dict[str, Any]]:
 
 
 @by_name(
-    [CLAIMED, DOWNLOADING, BOOTING, RENDERING, ENCODING, UPLOADING, UPLOADED, REPORTED, FAILED]
+    [
+        OFFERED,
+        CLAIMED,
+        DOWNLOADING,
+        BOOTING,
+        RENDERING,
+        ENCODING,
+        UPLOADING,
+        UPLOADED,
+        REPORTED,
+        FAILED,
+    ]
 )
 def test_after_kill_9_the_next_start_goes_on_at_the_first_missing_piece(
     box: Box, moment: Moment
@@ -288,7 +317,7 @@ def test_a_lease_that_is_over_already_renders_reports_and_uploads_nothing(box: B
     assert not calls(hosted, job, "complete") + calls(hosted, job, "fail")
 
 
-@by_name([RENDERING._replace(clips=1, script=({**STUCK, "at": 7},), detail='"step": 7'), UPLOADING])
+@by_name([FIRST_CLIP, UPLOADING])
 def test_a_lease_that_runs_out_ends_the_work_and_nothing_is_reported_or_uploaded(
     box: Box, moment: Moment
 ) -> None:
@@ -347,13 +376,13 @@ def test_a_final_failure_that_waits_is_reported_not_worked_on_when_the_job_is_of
     # It runs out before the failure is tried again between polls.
     hosted.set_options(leaseSec=2.5)
     hosted.fault(FAIL, status=503, times=4)
-    hosted.script_comfyui({"on": "prompt", "kind": "reject"})
-    job = box.add_job()
+    good = hosted.put_frame("frame-0.png", picture((320, 180), 0))
+    job = hosted.add_job([good, hosted.put_frame("cut.png", picture((320, 180))[:200])], ["walk"])
     worker = box.start(HEARTBEAT_INTERVAL_S="0.2")
     failed = hosted.wait("fail", job, timeout=60)
     assert len(hosted.events("claim", job)) == 2, "it was not offered again"
-    assert prompts(hosted) == [1], worker.log
-    assert failed["data"]["error"]["code"] == "comfyui_rejected"
+    assert len(hosted.events("frame.get")) == 2, worker.log
+    assert failed["data"]["error"]["code"] == "frame_invalid"
     assert len({json.dumps(call["json"]) for call in calls(hosted, job, "fail")}) == 1
 
 
@@ -368,14 +397,71 @@ def stop(box: Box, worker: Running) -> None:
     assert box.children() == []
 
 
-@by_name([DOWNLOADING, BOOTING, RENDERING, ENCODING])
-def test_a_stop_ends_comfyui_and_hands_the_job_back_while(box: Box, moment: Moment) -> None:
-    worker, job = moment.hold(box)
-    stop(box, worker)
+def assert_handed_back(box: Box, job: str) -> None:
     error = box.hosted.wait("fail", job)["data"]["error"]
     assert (error["code"], error["retryable"]) == ("shutdown", True)
     assert box.hosted.job(job)["state"] == "queued"
     assert not spooled(box, job).exists()
+
+
+@by_name([DOWNLOADING, FIRST_CLIP])
+def test_a_stop_ends_comfyui_and_hands_the_job_back_while(box: Box, moment: Moment) -> None:
+    worker, job = moment.hold(box)
+    stop(box, worker)
+    assert_handed_back(box, job)
+
+
+def test_a_stop_while_comfyui_boots_for_an_offer_leaves_the_job_in_the_queue(box: Box) -> None:
+    worker, job = OFFERED.hold(box)
+    stop(box, worker)
+    assert box.hosted.job(job)["state"] == "queued"
+    assert not box.hosted.events("claim")
+
+
+@by_name([BOOTING, RENDERING, ENCODING])
+def test_a_restart_goes_on_with_the_finished_clips(box: Box, moment: Moment) -> None:
+    worker, job = moment.hold(box)
+    stop(box, worker)
+    assert f"job_kept job={job}" in worker.log
+    box.hosted.clear_comfyui_script()
+    again = box.run_once()
+    row = box.hosted.job(job)
+    assert (row["state"], row["attempts"], len(row["outcomes"])) == ("completed", 1, 1), again.log
+    assert prompts(box.hosted) == list(moment.prompts)
+
+
+@pytest.mark.parametrize(
+    "lease", [{"leaseSec": 20}, {"leaseUntil": ""}], ids=["too short", "unknown"]
+)
+def test_a_stop_hands_finished_clips_back_when_the_lease_may_not_last_for_a_restart(
+    box: Box, lease: dict[str, object]
+) -> None:
+    box.hosted.set_options(**lease)
+    worker, job = RENDERING.hold(box)
+    stop(box, worker)
+    assert_handed_back(box, job)
+
+
+def test_a_worker_that_never_starts_again_loses_no_job(box: Box, tmp_path: Path) -> None:
+    """Its lease runs out, another worker makes the film, and what is kept is dropped then."""
+    hosted = box.hosted
+    hosted.set_options(leaseSec=34)
+    worker, job = RENDERING.hold(box)
+    stop(box, worker)
+    assert spooled(box, job).exists()
+    hosted.clear_comfyui_script()
+    (tmp_path / "second").mkdir()
+    other = Box(tmp_path / "second", hosted).start(WORKER_ID="other")
+    try:
+        hosted.wait("complete", job, timeout=90)
+    finally:
+        other.end()
+    before = hosted.now()
+    box.start()
+    hosted.wait("claim.rejected", job)
+    hosted.wait("pending", after=hosted.wait("pending", after=before)["seq"])
+    assert not spooled(box, job).exists()
+    assert len(hosted.job(job)["outcomes"]) == 1
 
 
 def test_a_stop_holds_its_time_with_a_frozen_comfyui_and_an_api_that_is_silent(box: Box) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ltx.hosted.http import CALL_S
 from ltx.state import claim_folder
 from sandbox.client import free_port
 from tests.conftest import ROOT, WORKER, Box
@@ -120,6 +121,8 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
         ("Type", "notify"),
         ("NotifyAccess", "main"),
         ("Restart", "on-failure"),
+        ("RestartSec", "15"),
+        ("SyslogIdentifier", "ltx-worker"),
         ("RestartPreventExitStatus", "78"),
         ("KillMode", "mixed"),
         ("OOMPolicy", "continue"),
@@ -131,6 +134,12 @@ def test_systemd_finds_no_fault_with_the_unit(tmp_path: Path) -> None:
 )
 def test_the_unit_asks_systemd_for(unit: configparser.SectionProxy, name: str, value: str) -> None:
     assert unit[name] == value
+
+
+def test_no_number_of_starts_ends_the_service_for_good() -> None:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(UNIT)
+    assert parser["Unit"]["StartLimitIntervalSec"] == "0"
 
 
 def test_the_unit_leaves_the_gpu_and_compiling_alone(unit: configparser.SectionProxy) -> None:
@@ -156,7 +165,7 @@ def test_systemd_hears_ready_status_watchdog_and_stopping(box: Box, notified: No
     box.run_once(NOTIFY_SOCKET=notified.address, WATCHDOG_USEC=WATCHDOG_USEC)
     assert notified.wait("STOPPING=1")
     lines = notified.lines
-    assert lines[0] == "READY=1"
+    assert lines.count("READY=1") == 1
     assert "WATCHDOG=1" in lines
     told = [line for line in lines if line.startswith(f"STATUS=job {job}: rendering")]
     assert any("clip 1/2 step 3/8" in line for line in told), lines
@@ -175,6 +184,37 @@ def test_an_api_that_is_down_neither_holds_up_ready_nor_starves_the_watchdog(
         assert notified.wait("WATCHDOG=1", after=len(notified.lines))
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
+
+
+@pytest.mark.parametrize("call", ["register", "heartbeat"])
+def test_a_service_whose_secret_is_refused_has_never_started(
+    box: Box, notified: Notified, call: str
+) -> None:
+    if call == "heartbeat":
+        box.hosted.fault("POST */register", times=-1, status=405, body="")
+    wrong = {"NOTIFY_SOCKET": notified.address, "VIDEOGEN_WORKER_SECRET": "not-the-right-one"}
+    assert box.start(**wrong).wait() == 78
+    assert notified.wait("STATUS=failed: ")
+    assert "READY=1" not in notified.lines
+    refused = box.hosted.wait(f"{call}.rejected")
+    assert refused["data"]["answered"] == 401
+
+
+def test_the_service_has_started_when_the_api_took_its_first_call(
+    box: Box, notified: Notified
+) -> None:
+    box.hosted.fault("POST */register", delay=1.0)
+    box.start(NOTIFY_SOCKET=notified.address)
+    box.hosted.wait("fault")
+    assert "READY=1" not in notified.lines
+    box.hosted.wait("register")
+    assert notified.wait("READY=1")
+
+
+def test_the_unit_waits_for_longer_than_a_silent_api_can_hold_up_the_start(
+    unit: configparser.SectionProxy,
+) -> None:
+    assert int(unit["TimeoutStartSec"]) / 2 > CALL_S
 
 
 def test_the_watchdog_starves_while_the_main_loop_is_stuck(box: Box, notified: Notified) -> None:

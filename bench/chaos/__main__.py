@@ -4,8 +4,9 @@
     python -m bench.chaos --jobs 20 --faults 30 --seconds 60 --seed 7
 
 The schedule follows from the seed; how it meets the workers is up to the machine. Ends with 1 when
-a job is lost or delivered twice, a film is not the job's own, a job is failed for good for what
-happened around it, a worker ends by itself, a process is left over or a stop takes too long.
+a job is lost, delivered twice or left in a spool, a film is not the job's own, a job is failed for
+good for what happened around it, a worker ends by itself, a process is left over or a stop takes
+too long.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ def play(stage: Stage, jobs: int, faults: int, seconds: float) -> None:
 
 
 def settle(stage: Stage) -> None:
-    """Peace: what is still open has to be brought to its end by whoever is there."""
+    """Peace: what is still open, or waits in a spool, is brought to its end by whoever is there."""
     stage.hosted.clear_faults()
     stage.hosted.clear_comfyui_script()
     for member in stage.crew:
         member.free_disk()
     end = time.monotonic() + TAIL_S
-    while stage.open_jobs() and time.monotonic() < end:
+    while (stage.open_jobs() or stage.spooled_jobs()) and time.monotonic() < end:
         for member in stage.crew:
             member.tend()
         time.sleep(5 * TICK_S)

@@ -10,12 +10,15 @@ from typing import Any
 
 from bench.chaos.crew import SIZE, Member
 from sandbox.client import Hosted
+from sandbox.edges import EDGES
 from tests.pictures import picture
 
 FULL_S = (0.2, 4.0)
 ATTEMPTS = 1000
 BAD_JOBS = 0.05
 PAGE = "<!doctype html><h1>Checkpoint</h1>"
+# A file of the customer's that is no picture; a text in its place would be the host's fault.
+GIF = b"GIF89a"
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -37,7 +40,7 @@ class Stage:
             frames = [self.hosted.put_frame(f"{p}.png", picture(SIZE, p)) for p in pictures]
             bad = self.rng.random() < BAD_JOBS
             if bad:
-                frames[-1] = self.hosted.put_frame(f"{number}-bad.png", b"no picture")
+                frames[-1] = self.hosted.put_frame(f"{number}-bad.png", GIF)
             # Of one job alone, so that each has texts to read.
             prompts = [f"walk {number}, {n}" for n in range(len(frames) - 1)]
             job = f"job-{number:04}"
@@ -47,6 +50,10 @@ class Stage:
 
     def open_jobs(self) -> list[str]:
         return [job["id"] for job in self.hosted.jobs() if job["state"] not in FINAL]
+
+    def spooled_jobs(self) -> list[str]:
+        """What a worker has not let go of yet, whatever the hosted side has heard."""
+        return [p.parent.name for m in self.crew for p in m.state.glob("jobs/*/job.json")]
 
 
 def kill_worker(stage: Stage) -> str:
@@ -97,6 +104,13 @@ def harm_api(stage: Stage) -> str:
     return f"API: {name}"
 
 
+def put_edge(stage: Stage) -> str:
+    name = stage.rng.choice([*EDGES])
+    call, times = stage.rng.choice(CALLS), stage.rng.choice((1, 1, 2, 5))
+    stage.hosted.fault(call, times=times, edge=name)
+    return f"edge: {name}"
+
+
 def harm_heartbeats(stage: Stage) -> str:
     """Long enough, at times, for every lease to run out. None of them hides its sender."""
     name = stage.rng.choice(("429", "5xx", "HTML", "slow", "lost reply"))
@@ -137,7 +151,8 @@ KINDS: dict[Callable[[Stage], str], int] = {
     stop_worker: 14,
     harm_comfyui: 16,
     harm_texts: 4,
-    harm_api: 20,
+    harm_api: 12,
+    put_edge: 20,
     harm_heartbeats: 5,
     harm_blob: 12,
     harm_frames: 5,

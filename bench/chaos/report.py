@@ -143,12 +143,11 @@ def tell_work(stage: Stage) -> Iterator[Row]:
     uploads = Counter(event["job"] for event in every(stage.hosted, "blob.put"))
     renders = count_renders(stage.hosted)
     refused = [event["job"] for event in every(stage.hosted, "complete.rejected")]
-    waiting = [path.parent.name for m in stage.crew for path in m.state.glob("jobs/*/job.json")]
     yield "films uploaded more than once", sum(count > 1 for count in uploads.values()), False
     yield "clips rendered", renders.total(), False
     yield "clips rendered more than once", sum(count > 1 for count in renders.values()), False
     yield listed("outcomes refused", refused, bad=False)
-    yield listed("left in a spool", waiting, bad=False)
+    yield listed("left in a spool", stage.spooled_jobs(), bad=True)
 
 
 def tell_workers(stage: Stage) -> Iterator[Row]:

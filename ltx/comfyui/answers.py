@@ -23,24 +23,31 @@ MODEL_FOLDERS = {
 }
 
 
-def describe_stranger(status: int) -> str:
-    """What it means that an answer of this status, where ComfyUI should be, is none of its own."""
+def describe_stranger(status: int, is_ours: bool = False) -> str:
+    """What it means that an answer of this status, where ComfyUI should be, is none of its own.
+
+    is_ours: the process that answers is one that we started.
+    """
     if status in (401, 403, 407) or 300 <= status < 400:
         what = "a login pack or a proxy wants a password, which a worker has not"
         return f"it answers {status}: {what}; take it out of custom_nodes or of the way"
     if status in (502, 503, 504):
         return f"it answers {status}: a proxy stands there, and ComfyUI does not run behind it"
-    return f"it answers {status}, but not as ComfyUI: another program has the port"
+    whose = "" if is_ours else ": another program has the port"
+    return f"it answers {status}, but not as ComfyUI{whose}"
 
 
-def missing_node(kind: str) -> JobError:
-    pack = NODE_PACKS.get(kind, "a newer ComfyUI")
-    return JobError("comfyui_missing_node", f"Node {kind} is missing; install {pack}.")
+class Gap(JobError):
+    """Where a ComfyUI lacks what our graph needs, or has it otherwise."""
 
 
-def missing_model(name: object, folder: str) -> JobError:
-    message = f"Put {one_line(name, 120)} into ComfyUI's {folder}."
-    return JobError("comfyui_missing_model", message)
+class MissingNode(Gap):
+    """A node class that is not there; `pack` brings it, ComfyUI itself where that is empty."""
+
+    def __init__(self, kind: str) -> None:
+        self.pack = NODE_PACKS.get(kind, "")
+        brings = self.pack or "a newer ComfyUI"
+        super().__init__("comfyui_missing_node", f"Node {kind} is missing; install {brings}.")
 
 
 class ConditioningLost(JobError):
@@ -50,11 +57,23 @@ class ConditioningLost(JobError):
         super().__init__("comfyui_failed", message, again=True)
 
 
-class Misfit(JobError):
-    """A node class is another than the one that this worker was written for; `pack` brought it."""
+class MissingModel(Gap):
+    """A model file that is not there; `folder` is below ComfyUI's."""
 
-    def __init__(self, kind: str, what: str) -> None:
-        self.pack = NODE_PACKS.get(kind, "ComfyUI")
+    def __init__(self, name: object, folder: str) -> None:
+        self.name, self.folder = one_line(name, 120), folder
+        super().__init__("comfyui_missing_model", f"Put {self.name} into ComfyUI's {folder}.")
+
+
+class Misfit(Gap):
+    """A node class is another than the one that this worker was written for.
+
+    `pack` brought it: the name of a folder in custom_nodes, or ComfyUI.
+    """
+
+    def __init__(self, kind: str, info: Mapping[str, Any], what: str) -> None:
+        where = str(info.get("python_module")).partition("custom_nodes.")[2]
+        self.pack = one_line(where, 80) or "ComfyUI"
         older = f"update the older of {self.pack} and ltx-worker"
         super().__init__("comfyui_rejected", f"Node {kind} of {self.pack} {what}; {older}.")
 
@@ -112,7 +131,7 @@ def declared_inputs(info: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     return inputs
 
 
-def find_gaps(workflow: Workflow, known: Mapping[str, Any]) -> Iterator[JobError]:
+def find_gaps(workflow: Workflow, known: Mapping[str, Any]) -> Iterator[Gap]:
     """Where the workflow does not fit what /object_info tells of its node classes.
 
     Each gap is told of once: a class that is missing, a model file, an input that is required and
@@ -128,41 +147,41 @@ def find_gaps(workflow: Workflow, known: Mapping[str, Any]) -> Iterator[JobError
 
 def node_gaps(
     node: Mapping[str, Any], workflow: Workflow, known: Mapping[str, Any]
-) -> Iterator[JobError]:
+) -> Iterator[Gap]:
     kind, given = node["class_type"], node["inputs"]
     info = as_dict(known.get(kind))
     if not info:
-        yield missing_node(kind)
+        yield MissingNode(kind)
         return
     inputs = declared_inputs(info, given)
     for name in sorted(name for name, one in inputs.items() if one.required and name not in given):
-        yield Misfit(kind, f"wants an input {name}")
+        yield Misfit(kind, info, f"wants an input {name}")
     for name, value in given.items():
         if name not in inputs:
-            yield Misfit(kind, f"has no input {name}")
+            yield Misfit(kind, info, f"has no input {name}")
         elif isinstance(value, list):
             source = workflow[value[0]]["class_type"]
             outputs = as_list(as_dict(known.get(source)).get("output"))
             kinds = [*outputs[value[1] : value[1] + 1], "no such output"]
             if known.get(source) and not inputs[name].takes(kinds[0]):
-                yield Misfit(kind, f"takes no output {value[1]} of {source} as {name}")
+                yield Misfit(kind, info, f"takes no output {value[1]} of {source} as {name}")
         # The images are uploaded later, so they are in no list yet.
         elif kind != "LoadImage":
-            yield from choice_gaps(kind, name, value, inputs[name].options)
+            options = inputs[name].options
+            if name in MODEL_FOLDERS and value not in options:
+                yield MissingModel(value, MODEL_FOLDERS[name])
+            elif options and value not in options:
+                yield Misfit(kind, info, f"knows no {name} {one_line(repr(value), 120)}")
 
 
-def choice_gaps(kind: str, name: str, value: object, options: list[Any]) -> Iterator[JobError]:
-    if name in MODEL_FOLDERS and value not in options:
-        yield missing_model(value, MODEL_FOLDERS[name])
-    elif options and value not in options:
-        yield Misfit(kind, f"knows no {name} {one_line(repr(value), 120)}")
-
-
-def read_rejection(body: object) -> JobError:
+def read_rejection(body: object, status: int = 400) -> JobError:
     """What ComfyUI's refusal of a prompt means (POST /prompt, node_errors included)."""
+    if not isinstance(body, dict):
+        told = describe_stranger(status, is_ours=True)
+        return JobError("comfyui_rejected", f"To a prompt {told}: {one_line(body, 200)}")
     error = as_dict(as_dict(body).get("error"))
     if error.get("type") == "missing_node_type":
-        return missing_node(one_line(as_dict(error.get("extra_info")).get("class_type")))
+        return MissingNode(one_line(as_dict(error.get("extra_info")).get("class_type")))
     complaints, kinds = list[str](), set[object]()
     for node in as_dict(as_dict(body).get("node_errors")).values():
         kinds.add(as_dict(node).get("class_type"))
@@ -170,7 +189,7 @@ def read_rejection(body: object) -> JobError:
             extra = as_dict(problem.get("extra_info"))
             folder = MODEL_FOLDERS.get(str(extra.get("input_name")))
             if folder and problem.get("type") == "value_not_in_list":
-                return missing_model(extra.get("received_value"), folder)
+                return MissingModel(extra.get("received_value"), folder)
             message = f"{problem.get('message')} ({problem.get('details')})"
             complaints.append(f"{as_dict(node).get('class_type')}: {message}")
     message = "; ".join(complaints) or f"{error.get('message', body)} {error.get('details', '')}"

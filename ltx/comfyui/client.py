@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 from ltx.cancellation import Cancellation
 from ltx.comfyui.answers import (
+    Gap,
     OutputFile,
     describe_stranger,
     find_gaps,
@@ -23,19 +24,19 @@ from ltx.comfyui.answers import (
 from ltx.comfyui.conditioning import LOAD_NODE
 from ltx.comfyui.events import COMFY_CALL_S, PromptEvents, Sign
 from ltx.comfyui.workflow import SAMPLER_NODE, Workflow
-from ltx.errors import JobError, Unavailable, is_refused
+from ltx.errors import JobError, PortHeld, Unavailable, is_refused
 from ltx.hosted.calls import wait_uncancelled
 from ltx.hosted.http import Http, Reply
-from ltx.process import END_GRACE_S, Child
+from ltx.process import END_GRACE_S, Child, is_listened_on
 from ltx.state import remove_own
 from ltx.text import as_dict, as_list, log_event, one_line
 
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_CLIP_BYTES = 2 * 2**30
 BOOT_POLL_S = 0.1
 HISTORY_POLL_S = 1.0
-# VRAM is back the moment a process is gone (measured), and /free takes 0.8 to 1.4 s; what stays
-# away longer belongs to somebody else.
-VRAM_BACK, VRAM_GRACE_S = 0.9, 5.0
+# VRAM is back the moment a process is gone (measured); what is not belongs to somebody else.
+VRAM_BACK = 0.9
 # /free is lost in the 0.7 s after a prompt's end, so it comes later and is checked, once more if
 # need be.
 FREE_PAUSE_S, FREE_TRIES, FREE_LOOK_S = 1.0, 2, 1.5
@@ -79,6 +80,8 @@ class Comfy:
         self.client_id = uuid.uuid4().hex
         self.first_memory = 0
         self.stranger = ""
+        # The node classes that were seen to fit our graph.
+        self.fitting: frozenset[str] = frozenset()
         # The server is on this machine; a proxy has no business in between.
         self.http = Http(wait=cancellation.wait, proxies=False)
 
@@ -103,10 +106,23 @@ class Comfy:
             return False
         stats = as_dict(reply.json_or(None)) if reply.ok else {}
         if "comfyui_version" not in as_dict(stats.get("system")):
-            self.stranger = describe_stranger(reply.status)
-        elif self.child and not self.child.listens_on(urlsplit(self.url).port or 80):
+            self.stranger = describe_stranger(reply.status, self._is_childs())
+        elif self.child and not self._is_childs():
             self.stranger = "a ComfyUI that we did not start has the port"
         return not self.stranger
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 80
+
+    def _is_childs(self) -> bool:
+        """Whether it is our child that listens, which no other process can make us believe."""
+        return self.child is not None and self.child.listens_on(self.port)
+
+    def is_port_held(self) -> bool:
+        """Whether a program of this machine that is not our child listens there."""
+        is_here = urlsplit(self.url).hostname in LOCAL_HOSTS
+        return is_here and is_listened_on(self.port) and not self._is_childs()
 
     def describe(self) -> str:
         """The server's version and device, for people."""
@@ -125,17 +141,22 @@ class Comfy:
         end = time.monotonic() + seconds
         while not self.answers():
             why = f"ComfyUI did not answer within {seconds:g} s."
-            if self.cancellation.wait(BOOT_POLL_S, self.child.pidfd):
+            if not self.child.alive or self.cancellation.wait(BOOT_POLL_S, self.child.pidfd):
                 why = f"ComfyUI ended while booting ({self.child.last_words()})."
             elif time.monotonic() < end:
                 continue
-            if self.stranger or "already in use" in self.child.tail():
-                why = f"The port of {self.url} is held by another program; end it."
-            if self.stranger:
-                why = f"{why} At {self.url} {self.stranger}."
-            # One that died may have been killed; one that is just slow would be slow again.
-            died = not self.child.alive
-            raise JobError("comfyui_unavailable", why, again=died, tail=self.child.tail())
+            raise self._explain_silence(why)
+
+    def _explain_silence(self, why: str) -> JobError:
+        assert self.child
+        kind = JobError
+        if self.is_port_held():
+            kind, why = PortHeld, f"The port of {self.url} is held by another program; end it."
+        if self.stranger:
+            why = f"{why} At {self.url} {self.stranger}."
+        # One that died may have been killed; one that is just slow would be slow again.
+        died = not self.child.alive
+        return kind("comfyui_unavailable", why, again=died, tail=self.child.tail())
 
     def parts(self, kinds: Iterable[str]) -> dict[str, Any]:
         """What /object_info tells of these node classes; a missing one is an empty object.
@@ -151,15 +172,20 @@ class Comfy:
         """What our node pack tells of itself there; '' where it is not. Raises Unavailable."""
         return str(self.parts([LOAD_NODE])[LOAD_NODE].get("description") or "")
 
-    def gaps(self, workflow: Workflow) -> list[JobError]:
+    def gaps(self, workflow: Workflow) -> list[Gap]:
         """Every node class, input and model file of the workflow that this ComfyUI lacks."""
         known = self.parts({node["class_type"] for node in workflow.values()})
         return list(find_gaps(workflow, known))
 
     def check_parts(self, workflow: Workflow) -> None:
-        """Raises JobError for the first gap."""
+        """Raises Gap for the first one; asks once, as a process does not change what it loaded."""
+        kinds = frozenset(node["class_type"] for node in workflow.values())
+        if kinds <= self.fitting:
+            return
         for gap in self.gaps(workflow):
+            gap.tail = self.tail()
             raise gap
+        self.fitting |= kinds
 
     def flush(self) -> None:
         """Empties the server's caches, and looks whether the VRAM came back."""
@@ -209,7 +235,7 @@ class Comfy:
         if reply.status >= 500:
             raise ComfyLost(f"it answered the prompt with status {reply.status}")
         if not reply.ok or as_dict(answer).get("node_errors"):
-            raise read_rejection(answer)
+            raise read_rejection(answer, reply.status)
 
     def render(self, workflow: Workflow) -> Iterator[Rendering]:
         """Runs a prompt; yields with every step, and once more at the end, with the outputs.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.client import BOOT_POLL_S, VRAM_BACK, VRAM_GRACE_S, Comfy
+from ltx.comfyui.client import LOCAL_HOSTS, VRAM_BACK, Comfy
 from ltx.comfyui.conditioning import ConditioningFiles
 from ltx.comfyui.model_files import PATHS_FLAG
 from ltx.comfyui.text_process import TextProcess
@@ -60,6 +59,13 @@ class ComfyProcesses:
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
         return self.spare
 
+    def ready(self) -> Comfy:
+        """What fresh() will hand out, once it answers. Raises JobError."""
+        comfy = self._warm()
+        if comfy.child:
+            comfy.await_ready(self.settings.boot_timeout)
+        return comfy
+
     def fresh(self, again: bool = False) -> Comfy:
         """A ComfyUI that has rendered nothing yet; one that is not ours has emptied its caches.
 
@@ -74,7 +80,7 @@ class ComfyProcesses:
         try:
             if self.current.child:
                 self.current.await_ready(self.settings.boot_timeout)
-                self._await_vram(self.current)
+                self._look_at_vram(self.current)
             else:
                 self.current.flush()
         except Unavailable as error:
@@ -104,17 +110,14 @@ class ComfyProcesses:
             self.is_standby = True
             self.warm()
 
-    def _await_vram(self, comfy: Comfy) -> None:
-        """Waits until the memory of the process before is free again."""
-        end = time.monotonic() + VRAM_GRACE_S
-        while (free := comfy.vram().free) < VRAM_BACK * self.vram_free:
-            if time.monotonic() >= end:
-                message = "Something else on this machine uses the GPU."
-                log_event(
-                    "vram_missing", message, logging.WARNING, mb=(self.vram_free - free) >> 20
-                )
-                self.vram_free = free
-            self.cancellation.wait(BOOT_POLL_S)
+    def _look_at_vram(self, comfy: Comfy) -> None:
+        """Says once when less is free than there was with nothing of ours loaded."""
+        free = comfy.vram().free
+        if free < VRAM_BACK * self.vram_free:
+            message = "Something else on this machine uses the GPU."
+            missing = (self.vram_free - free) >> 20
+            log_event("vram_missing", message, logging.WARNING, mb=missing)
+            self.vram_free = free
         self.vram_free = max(self.vram_free, free)
 
     def dismiss(self) -> None:
@@ -158,7 +161,7 @@ class ComfyProcesses:
     def _boot(self, reads: bool = False) -> Comfy:
         """reads: it is the one that reads texts. Raises JobError, OSError."""
         parts = urlsplit(self.settings.comfyui_url)
-        if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        if parts.hostname not in LOCAL_HOSTS:
             message = f"No ComfyUI answers at COMFYUI_URL={self.settings.comfyui_url}."
             if self.stranger:
                 message = f"{message} There {self.stranger}."

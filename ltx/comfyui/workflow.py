@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltx.comfyui.conditioning import HOLD_NODE, LOAD_NODE, REST_NODE, SAVE_NODE
-from ltx.job import CLIP_FRAMES, FPS
+from ltx.job import CLIP_FRAMES, FPS, render_size
 from ltx.settings import Settings, Size
 
 Workflow = dict[str, dict[str, Any]]
@@ -92,6 +92,12 @@ def build_workflow(
     frames = graph.add("VAEDecode", samples=samples(0), vae=checkpoint(2))
     graph.add("VHS_VideoCombine", images=frames(0), **video_file(spec.prefix))
     return graph.nodes
+
+
+def build_probe(settings: Settings) -> Workflow:
+    """A clip's workflow for looking whether a ComfyUI has what it takes; it is never queued."""
+    size = render_size(settings.size)
+    return build_workflow(ClipSpec(0, "first.png", "last.png", "", 0, "probe", size), settings)
 
 
 def build_text_workflow(keys: Mapping[str, str], settings: Settings) -> Workflow:

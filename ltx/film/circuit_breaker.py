@@ -6,10 +6,11 @@ import logging
 import shutil
 import time
 
+from ltx.comfyui.answers import Gap
 from ltx.errors import JobError
 from ltx.film.film import RenderContext
 from ltx.hosted.outbox import Outbox
-from ltx.job import job_bytes
+from ltx.job import describe_films, job_bytes
 from ltx.settings import Settings
 from ltx.text import log_event
 
@@ -20,7 +21,7 @@ OPEN_AFTER, PROBE_FIRST, PROBE_CAP = 3, 6, 120
 
 class CircuitBreaker:
     """Whether this box should take jobs: not on a full disk, nor while films wait for
-    a store that refuses us, nor after failures of its own.
+    a store that refuses us, nor with a ComfyUI that does not fit, nor after failures of its own.
     """
 
     def __init__(self, settings: Settings, context: RenderContext, outbox: Outbox) -> None:
@@ -38,6 +39,22 @@ class CircuitBreaker:
         self._show(trouble.code if trouble else "api_refused" if self.refused else "", message)
         return bool(trouble)
 
+    def admits_rendering(self) -> bool:
+        """Whether the next job's ComfyUI fits our graph, looked at before the job is claimed.
+
+        One that does not opens the circuit at once; one that does not boot is the job's to tell.
+        """
+        try:
+            self.context.check_graph()
+        except Gap as gap:
+            for _ in range(max(1, OPEN_AFTER - len(self.failures))):
+                self.note(gap)
+            return False
+        except JobError as error:
+            if error.code == "shutdown":
+                raise
+        return True
+
     def hear(self, refusal: object = "") -> None:
         """What the API said when it refused us, who go on asking; nothing once it answers."""
         self.refused = bool(refusal)
@@ -54,8 +71,8 @@ class CircuitBreaker:
         free = shutil.disk_usage(self.settings.state_dir).free
         needed = job_bytes(self.settings.size)
         if free < needed:
-            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}."
-            return JobError("media_failed", message)
+            message = f"{free >> 20} MB are free in STATE_DIR; a job may need {needed >> 20}"
+            return JobError("media_failed", message + describe_films(self.settings.state_dir) + ".")
         if self.outbox.trouble:
             return self.outbox.trouble
         if len(self.failures) < OPEN_AFTER:

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.comfyui.answers import ConditioningLost, find_video
+from ltx.comfyui.answers import ConditioningLost, Gap, find_video
 from ltx.comfyui.client import Comfy, ComfyLost, Rendering
 from ltx.comfyui.standby import ComfyProcesses
-from ltx.comfyui.workflow import NEGATIVE_PROMPT, STEPS, ClipSpec, Workflow, build_workflow
+from ltx.comfyui.workflow import (
+    NEGATIVE_PROMPT,
+    STEPS,
+    ClipSpec,
+    Workflow,
+    build_probe,
+    build_workflow,
+)
 from ltx.errors import JobError, ToolFailed, Unavailable
 from ltx.files import read_json, replace_durably, write_json_durably
 from ltx.film.clips import join_command
@@ -78,16 +85,26 @@ class RenderContext:
         self.texts.begin([*texts, NEGATIVE_PROMPT], self.expects_more)
 
     def probe(self) -> None:
-        """Raises JobError unless a ComfyUI boots and has all parts of the workflow."""
+        """Raises JobError unless a new ComfyUI boots and has all parts of the workflow."""
+        self.processes.stop()
         try:
-            spec = ClipSpec(
-                0, "first.png", "last.png", "", 0, "probe", render_size(self.settings.size)
-            )
-            self.processes.fresh().check_parts(build_workflow(spec, self.settings))
-        except Unavailable as error:
-            raise JobError("comfyui_unavailable", one_line(error)) from error
+            self.check_graph()
         finally:
             self.processes.stop()
+
+    def check_graph(self) -> None:
+        """Looks whether the next clip's ComfyUI fits our graph; one that does not is ended.
+
+        Raises Gap where it does not fit, JobError comfyui_unavailable where none can be asked.
+        """
+        try:
+            self.processes.ready().check_parts(build_probe(self.settings))
+        except Gap:
+            # Mended on the disk, it fits only as another process.
+            self.processes.stop()
+            raise
+        except Unavailable as error:
+            raise JobError("comfyui_unavailable", one_line(error)) from error
 
 
 Fetch = Callable[[str, Path, str], None]
@@ -113,7 +130,6 @@ class Film:
         )
         self.processes, self.media, self.texts = context.processes, context.media, context.texts
         self.size = self.settings.size
-        self.is_graph_checked = False
         # The clips that are still to be rendered, the next one first.
         self.waiting: list[int] = []
 
@@ -243,9 +259,7 @@ class Film:
         spec = self._upload_spec(comfy, clip, seed)
         keys = self.texts.keys_for(comfy, (spec.prompt, spec.negative))
         workflow = build_workflow(spec, self.settings, keys)
-        if not self.is_graph_checked:
-            comfy.check_parts(workflow)
-            self.is_graph_checked = True
+        comfy.check_parts(workflow)
         loaded = started = time.monotonic()
         self.progress.update("rendering")
         for state in self._run_prompt(comfy, workflow, keys):

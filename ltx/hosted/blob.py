@@ -17,7 +17,8 @@ from urllib.parse import quote
 from ltx.cancellation import Cancellation
 from ltx.errors import Refusal, StoreClosed, Unavailable
 from ltx.files import file_md5
-from ltx.hosted.http import NOT_JSON, HeaderAuth, Http, Reply
+from ltx.hosted.env_secret import EnvSecret
+from ltx.hosted.http import NOT_JSON, Http, Reply
 from ltx.hosted.retry import Retry
 from ltx.settings import Settings
 from ltx.text import as_dict, log_event, one_line
@@ -113,9 +114,14 @@ class Blob:
 
     def __init__(self, settings: Settings, cancellation: Cancellation) -> None:
         self.settings, self.cancellation = settings, cancellation
-        self.store = settings.blob_token.split("_")[3]
-        auth = HeaderAuth("authorization", f"Bearer {settings.blob_token}")
-        self.http = Http(auth, wait=cancellation.wait)
+        self.token = EnvSecret(
+            "BLOB_READ_WRITE_TOKEN", settings.blob_token, "authorization", "Bearer "
+        )
+        self.http = Http(self.token, wait=cancellation.wait)
+
+    @property
+    def store(self) -> str:
+        return self.token.secret.split("_")[3]
 
     def put(self, path: Path, pathname: str, on_sent: Callable[[int, int], None]) -> str:
         """Uploads a file and returns its URL.
@@ -221,14 +227,17 @@ class Blob:
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str],
         seconds: float = BLOB_CALL_S, **body: Any,
     ) -> dict[str, Any]:  # fmt: skip
-        url = f"{self.settings.blob_api_url}{path}"
+        url, sent = f"{self.settings.blob_api_url}{path}", self.token.secret
         fixed = {"x-api-version": BLOB_API_VERSION, "x-vercel-blob-store-id": self.store}
         headers = {**fixed, **headers}
         reply = self.http.exchange(
             method, url, params=params, headers=headers, seconds=seconds, **body
         )
         if not reply.ok:
-            raise read_blob_error(reply)
+            error = read_blob_error(reply)
+            if isinstance(error, StoreClosed) and self.token.renew(sent):
+                raise Unavailable("the store refused the token before this one")
+            raise error
         answer = reply.json_or(NOT_JSON)
         # A delete is answered with null.
         if answer is not None and not isinstance(answer, dict):
@@ -237,4 +246,5 @@ class Blob:
 
 
 def log_retry(error: Unavailable, tries: int, pause: float) -> None:
-    log_event("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))
+    if not error.lasting:
+        log_event("upload_retry", str(error), logging.WARNING, tries=tries, pause=round(pause, 1))

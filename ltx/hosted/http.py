@@ -17,7 +17,9 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from ltx.errors import DiskFull, Unavailable, is_disk_full
+from ltx.hosted.answers import name_body
 from ltx.hosted.calls import Caller, Wait, wait_uncancelled
+from ltx.hosted.edges import is_edge
 from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION
 from ltx.text import MAX_JSON_BYTES, MAX_JSON_PARTS, one_line, prune
@@ -46,17 +48,11 @@ class Reply(NamedTuple):
         return 200 <= self.status < 300
 
     @property
-    def is_page(self) -> bool:
-        kind = self.headers.get("content-type", "").lower()
-        return "html" in kind or self.body.lstrip().startswith(b"<")
-
-    @property
-    def is_opaque(self) -> bool:
-        """An edge's answer, not the API's: a page at any status, text as a success or a 404."""
-        if self.is_page:
-            return True
-        is_text = bool(self.body.strip()) and self.json_or(NOT_JSON) is NOT_JSON
-        return is_text and (self.ok or self.status == 404)
+    def kind(self) -> str:
+        """`edge` for what bears an edge's mark, else a kind of `answers.name_body`."""
+        if is_edge(self.status, self.headers, self.body):
+            return "edge"
+        return name_body(self.body, self.headers.get("content-type", ""))
 
     def parse(self) -> Any:
         """The body's JSON. Raises ValueError for none, RecursionError for too much."""
@@ -75,15 +71,10 @@ class Reply(NamedTuple):
         return parse_retry_after(self.headers.get("retry-after"), time.time())
 
 
-class HeaderAuth(AuthBase):
-    """A secret in one header. As an auth object it also keeps ~/.netrc from replacing it."""
-
-    def __init__(self, name: str = "", value: str = "") -> None:
-        self.name, self.value = name, value
+class NoAuth(AuthBase):
+    """Nothing to show; that there is an auth object keeps ~/.netrc from being asked."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self.name:
-            request.headers[self.name] = self.value
         return request
 
 
@@ -153,7 +144,7 @@ class Http:
         self.session = PlainSession()
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, WatchedAdapter(self.caller, connect))
-        self.session.auth = auth or HeaderAuth()
+        self.session.auth = auth or NoAuth()
         self.session.trust_env = proxies
         self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         # What arrives packed may be a thousand times as large as it looks.

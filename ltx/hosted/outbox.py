@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -9,25 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from ltx.cancellation import Cancellation
-from ltx.errors import ConfigError, JobError, NoSuchCall, Refusal, StoreClosed, Unavailable
+from ltx.errors import (
+    ConfigError,
+    DiskFull,
+    JobError,
+    LeaseLost,
+    NoSuchCall,
+    Refusal,
+    StoreClosed,
+    Unavailable,
+)
 from ltx.files import read_json, write_json_durably
 from ltx.hosted.blob import Blob
 from ltx.hosted.queue_api import QueueApi
-from ltx.hosted.retry import backoff
-from ltx.job import CLIP_SECONDS, FPS, KEPT_FRAMES, Job, parse_stage_data
+from ltx.hosted.retry import Retry
+from ltx.job import CLIP_SECONDS, FPS, KEPT, KEPT_FRAMES, Job, Outcome, parse_stage_data
 from ltx.progress import Progress
 from ltx.settings import Settings
 from ltx.state import set_aside
 from ltx.text import as_dict, as_list, log_event, one_line
 
-OUTCOME_RETRIES = 3
-PARKED_CAP_S = 300.0
+ONCE, AT_ONCE, LATER = Retry(tries=1), Retry(tries=4), Retry(cap=300.0)
 # Some 130 kB of ids at most; an API that cannot hear of failures offers few of them for long.
 LET_GO_KEPT = 1000
 # What becomes of a job that is neither delivered nor failed.
 WAITS_FOR_STORE, NOT_REPORTED = "waits_for_store", "not_reported"
 DECIDED_OTHERWISE, LET_GO = "refused", "let_go"
 Probe = Callable[[Path], Mapping[str, Any]]
+
+
+def failure(error: JobError) -> Outcome:
+    return Outcome("fail", {"error": error.report()})
+
+
+def decide(job: Job, error: JobError) -> Outcome:
+    """A failure, unless the job may still come to a good end."""
+    has_film = job.output.exists() and (error.code == "shutdown" or isinstance(error, DiskFull))
+    may_end_well = job.outcome.exists() or has_film or isinstance(error, LeaseLost)
+    return KEPT if may_end_well else failure(error)
 
 
 class Outbox:
@@ -48,12 +68,10 @@ class Outbox:
     ) -> None:
         self.cancellation, self.api, self.progress, self.probe = cancellation, api, progress, probe
         self.blob = Blob(settings, cancellation)
-        self.state_dir = settings.state_dir
+        self.state_dir, self.pause = settings.state_dir, settings.poll_interval
         self.parked: dict[str, tuple[int, float]] = {}
         self.closed: JobError | None = None
         self.delivered = 0
-        # Films that were reported complete without an answer: a 409 says that it was heard.
-        self.unanswered: set[str] = set()
         # Jobs whose failure could not be reported; they are not taken again, also after a restart.
         self.let_go = as_list(read_json(self.state_dir / "let-go.json").get("jobs"))
 
@@ -67,9 +85,12 @@ class Outbox:
         known, _ = self.parked.get(job.id, (0, 0.0))
         self.parked[job.id] = (known if tries is None else tries, time.monotonic() + pause)
 
+    def wake(self) -> None:
+        """What waits is due now, as whoever it waits for may be back."""
+        self.parked = {job: (tries, 0.0) for job, (tries, _) in self.parked.items()}
+
     def forget(self, job: Job) -> None:
         self.parked.pop(job.id, None)
-        self.unanswered.discard(job.id)
         job.remove()
 
     def set_aside(self, job: Job, why: object) -> None:
@@ -79,84 +100,107 @@ class Outbox:
         message = f"What is kept of it cannot be read ({one_line(why)}); it was moved to {there}."
         log_event("job_set_aside", message, logging.ERROR, job=job.id)
 
-    def deliver(self, job: Job, retries: int) -> str:
-        """Uploads and reports, with retries; what still fails stays in the spool for later.
+    def settle(self, job: Job, outcome: Outcome) -> str:
+        """Writes down what becomes of a job and tells it; returns the outcome as deliver does."""
+        if outcome is KEPT:
+            self.park(job, self.pause)
+            last_word = job.decided and self.cancellation.stopping
+            return self.deliver(job, ONCE) if last_word else outcome.verb
+        try:
+            job.conclude(outcome)
+        except OSError as trouble:
+            # A disk so full that not even this fits: what can be told is told now.
+            log_event("outcome_unwritten", one_line(trouble), logging.ERROR, job=job.id)
+            with contextlib.suppress(Unavailable, Refusal, ConfigError):
+                self.api.finish(job.id, *outcome)
+            self.forget(job)
+            return outcome.word
+        return self.deliver(job)
+
+    def deliver(self, job: Job, retry: Retry = AT_ONCE) -> str:
+        """Uploads and reports; what fails again and again stays in the spool for later.
 
         Later is between polls and at every start, until a 2xx or a final refusal. Returns the
         outcome in a word: `complete` for a film that was delivered, the code of a failure that
         was reported, else one of the words above.
         """
-        tries, _ = self.parked.get(job.id, (0, 0.0))
-        for again in range(retries + 1):
-            try:
-                outcome = self._tell(job)
-                self.forget(job)
-                return outcome
-            except Unavailable as error:
-                tries += 1
-                if isinstance(error, StoreClosed):
-                    self.closed = JobError("upload_failed", str(error))
-                if tries == 1 or tries % 10 == 0:
-                    log_event(
-                        "deliver_retry", one_line(error), logging.WARNING, job=job.id, tries=tries
-                    )
-                pause = backoff(tries, PARKED_CAP_S, error.retry_after)
-                self.park(job, pause, tries)
-                # An upload has had its tries; other jobs need not wait for the store to come back.
-                if again == retries or self.cancellation.stopping or not job.outcome.exists():
-                    break
-                self.cancellation.wait(backoff(tries, asked=error.retry_after))
-        return NOT_REPORTED if job.outcome.exists() else WAITS_FOR_STORE
+
+        def note(error: Unavailable, _tries: int, _pause: float) -> None:
+            tries = self.parked.get(job.id, (0, 0.0))[0] + 1
+            if isinstance(error, StoreClosed):
+                self.closed = JobError("upload_failed", str(error))
+            if tries == 1 or tries % 10 == 0:
+                why = one_line(error)
+                log_event("deliver_retry", why, logging.WARNING, job=job.id, tries=tries)
+            self.park(job, LATER.pause(tries, error), tries)
+
+        try:
+            retry = ONCE if self.cancellation.stopping else retry
+            outcome = retry.run(lambda _tries: self._tell(job), self.cancellation.wait, note)
+        except Unavailable:
+            return NOT_REPORTED if job.decided else WAITS_FOR_STORE
+        self.forget(job)
+        return outcome
 
     def _tell(self, job: Job) -> str:
-        if not read_json(job.outcome).get("verb"):
-            self._upload(job)
-        outcome = read_json(job.outcome)
-        verb = str(outcome.get("verb"))
+        outcome = job.decided or self._upload(job)
         self.progress.update("reporting")
         try:
-            self._report(job, verb, as_dict(outcome.get("body")))
+            self._report(job, outcome)
         except NoSuchCall:
-            self._let_go(job, as_dict(as_dict(outcome.get("body")).get("error")))
+            self._let_go(job, outcome)
             return LET_GO
         except Refusal as refusal:
             message = f"The hosted side decided otherwise: {refusal}."
-            log_event("outcome_refused", message, logging.WARNING, job=job.id, verb=verb)
+            log_event("outcome_refused", message, logging.WARNING, job=job.id, verb=outcome.verb)
             return DECIDED_OTHERWISE
         except ConfigError as error:
             # The next poll ends the worker with this; the outcome waits for the right secret.
             raise Unavailable(str(error)) from error
-        self.delivered += verb == "complete"
-        log_event("delivered", job=job.id, verb=verb)
-        failure = as_dict(as_dict(outcome.get("body")).get("error"))
-        return str(failure.get("code", verb))
+        self.delivered += outcome.verb == "complete"
+        log_event("delivered", job=job.id, verb=outcome.verb)
+        return outcome.word
 
-    def _let_go(self, job: Job, error: Mapping[str, Any]) -> None:
+    def _let_go(self, job: Job, outcome: Outcome) -> None:
         """Ends with a failure that the API has no call to hear of; a stop is no such failure."""
-        message = f"The API has no fail, so nobody is told: {one_line(error.get('message'))}"
+        why = one_line(as_dict(outcome.body.get("error")).get("message"))
+        message = f"The API has no fail, so nobody is told: {why}"
         log_event("let_go", message, logging.WARNING, job=job.id)
-        if error.get("code") != "shutdown":
+        if outcome.word != "shutdown":
             self.let_go = [*self.let_go, job.id][-LET_GO_KEPT:]
             write_json_durably(self.state_dir / "let-go.json", {"jobs": self.let_go})
 
-    def _report(self, job: Job, verb: str, body: Mapping[str, object]) -> None:
+    def _report(self, job: Job, outcome: Outcome) -> None:
+        """Raises Refusal for a final no, but not for one that means that it was heard before."""
+        was_asked = job.asked.exists()
+        # Still there after a crash before the answer. A full disk only costs the right word.
+        with contextlib.suppress(OSError):
+            job.asked.touch()
         try:
-            self.api.finish(job.id, verb, body)
+            self._finish(job, outcome, was_asked)
         except Unavailable as error:
-            if verb == "complete" and error.lost:
-                self.unanswered.add(job.id)
+            if not (error.lost or was_asked):
+                job.asked.unlink(missing_ok=True)
             raise
+
+    def _finish(self, job: Job, outcome: Outcome, was_asked: bool) -> None:
+        try:
+            return self.api.finish(job.id, *outcome)
         except Refusal as refusal:
-            if verb != "complete" or refusal.status != 409:
+            if outcome.verb != "complete" or refusal.status != 409:
                 raise
-            if job.id in self.unanswered:
-                return
+            conflict = refusal
+        try:
             # The lease may have run out in an outage; a film is worth asking for the job again.
             self.api.claim(job.id)
-            self.api.finish(job.id, verb, body)
+            self.api.finish(job.id, *outcome)
+        except Refusal:
+            # What was reported without an answer, and is nobody's to claim, is done by that report.
+            if not was_asked:
+                raise conflict from None
 
-    def _upload(self, job: Job) -> None:
-        """Puts the film where the hosted side expects it and writes the outcome down."""
+    def _upload(self, job: Job) -> Outcome:
+        """Puts the film where the hosted side expects it; the outcome, which is written down."""
         size = job.output.stat().st_size
 
         def on_sent(sent: int, size: int) -> None:
@@ -165,13 +209,17 @@ class Outbox:
         try:
             with self.progress.timed("upload", job=job.id, bytes=size):
                 url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
-            self.closed = None
+            outcome = Outcome("complete", self._describe(job, url))
+        except Unavailable as error:
+            # It has had its tries; other jobs need not wait for the store to come back.
+            error.lasting = True
+            raise
         except Refusal as refusal:
-            self.closed = None
             log_event("upload_refused", str(refusal), logging.ERROR, job=job.id)
-            error = JobError("upload_failed", one_line(refusal))
-            return job.conclude("fail", {"error": error.report()})
-        job.conclude("complete", self._describe(job, url))
+            outcome = failure(JobError("upload_failed", one_line(refusal)))
+        self.closed = None
+        job.conclude(outcome)
+        return outcome
 
     def _describe(self, job: Job, url: str) -> dict[str, object]:
         """The body of `complete`."""

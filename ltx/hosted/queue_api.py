@@ -10,14 +10,20 @@ from typing import Any
 
 from ltx.cancellation import Cancellation
 from ltx.errors import ApiRefused, ConfigError, NoSuchCall, Refusal, Unavailable
-from ltx.hosted.answers import Past, Verdict, judge, name_body
-from ltx.hosted.http import HeaderAuth, Http, Reply
+from ltx.hosted.answers import Past, Verdict, is_about_secret, judge
+from ltx.hosted.edges import describe_answer, describe_redirect
+from ltx.hosted.env_secret import EnvSecret
+from ltx.hosted.http import Http, Reply
 from ltx.hosted.retry import parse_retry_after
 from ltx.settings import VERSION, Settings
 from ltx.text import MAX_OFFER_BYTES, as_dict, one_line, parse_utc
 
 DRAIN_CALL_S = 4.0
 OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
+
+
+def api_secret(settings: Settings) -> EnvSecret:
+    return EnvSecret("VIDEOGEN_WORKER_SECRET", settings.secret, "x-videogen-secret")
 
 
 class QueueApi:
@@ -27,12 +33,15 @@ class QueueApi:
     secret, and Unavailable for all that may succeed later (ApiRefused when it is refused now).
     """
 
-    def __init__(self, settings: Settings, cancellation: Cancellation | None) -> None:
+    def __init__(
+        self, settings: Settings, cancellation: Cancellation | None, secret: EnvSecret
+    ) -> None:
         """cancellation: what ends a call; None for the heartbeat, which nothing does."""
-        self.settings, self.cancellation = settings, cancellation
-        self.http = Http(HeaderAuth("x-videogen-secret", settings.secret))
+        self.settings, self.cancellation, self.secret = settings, cancellation, secret
+        self.http = Http(secret)
         self.skew = 0.0
-        self.past = Past()
+        # Whether `pending` was answered, and nothing has failed since.
+        self.polled = False
 
     def lease_seconds(self, answer: Mapping[str, Any]) -> float | None:
         """How long `leaseUntil` still lasts by the API's own clock, on which ours may not agree."""
@@ -41,9 +50,17 @@ class QueueApi:
         return None if end is None else end - time.time() - self.skew - 1.0
 
     def _call(self, call: str, method: str, path: str, **options: Any) -> Any:
-        return self._read(call, self._ask(method, path, **options))
+        return self._read(call, path, self.ask(method, path, **options))
 
-    def _ask(self, method: str, path: str, **options: Any) -> Reply:
+    def ask(self, method: str, path: str, **options: Any) -> Reply:
+        """One answer; when it refuses the secret and `.env` has another, the answer to that."""
+        sent = self.secret.secret
+        reply = self._exchange(method, path, **options)
+        if is_about_secret(reply.status, reply.kind) and self.secret.renew(sent):
+            reply = self._exchange(method, path, **options)
+        return reply
+
+    def _exchange(self, method: str, path: str, **options: Any) -> Reply:
         url = f"{self.settings.api_url}/api/videogen/{path}"
         if self.cancellation and self.cancellation.stopping:
             # The last words of a worker, which the stop does not end.
@@ -51,25 +68,28 @@ class QueueApi:
         elif self.cancellation:
             options["wait"] = self.cancellation.wait
         try:
-            return self.http.exchange(method, url, **options)
+            reply = self.http.exchange(method, url, **options)
         except Unavailable:
-            self.past = self.past._replace(polled=False)
+            self.polled = False
             raise
-
-    def _read(self, call: str, reply: Reply) -> Any:
         if (ahead := parse_retry_after(reply.headers.get("date"), time.time())) is not None:
             self.skew = ahead
-        kind = name_body(reply.body, reply.headers.get("content-type", ""))
-        verdict = judge(call, reply.status, kind, self.past)
+        return reply
+
+    def _read(self, call: str, path: str, reply: Reply) -> Any:
+        past = Past(self.secret.accepted, self.polled)
+        verdict = judge(call, reply.status, reply.kind, past)
         if verdict in (Verdict.DONE, Verdict.EMPTY):
-            self.past = Past(accepted=True, polled=self.past.polled or call == "pending")
+            # A captive portal takes every secret.
+            self.secret.accepted |= reply.kind != "page"
+            self.polled |= call == "pending"
             return {"job": None} if verdict is Verdict.EMPTY else reply.json_or(None)
         if verdict is Verdict.AGAIN:
-            self.past = self.past._replace(polled=False)
-        raise self._explain(verdict, reply)
+            self.polled = False
+        raise self.explain(verdict, call, path, reply)
 
-    def _explain(self, verdict: Verdict, reply: Reply) -> Exception:
-        message = one_line(reply.body.decode(errors="replace"), 200)
+    def explain(self, verdict: Verdict, call: str, path: str, reply: Reply) -> Exception:
+        """What to raise for an answer that is no success."""
         refused = (
             f"The API at {self.settings.api_url} refused VIDEOGEN_WORKER_SECRET "
             f"({reply.status}): set the same secret here and there."
@@ -80,26 +100,31 @@ class QueueApi:
             return ApiRefused(refused, reply.retry_after())
         if verdict in (Verdict.ABSENT, Verdict.FINAL):
             kind = NoSuchCall if verdict is Verdict.ABSENT else Refusal
-            return kind(reply.status, message)
+            return kind(reply.status, one_line(reply.body.decode(errors="replace"), 200))
         if 300 <= reply.status < 400:
-            target = one_line(reply.headers.get("location"), 100)
-            return Unavailable(f"it redirects to {target}; set API_URL to the final address")
+            path = f"/api/videogen/{path}"
+            asked = f"{self.settings.api_url}{path}"
+            return Unavailable(describe_redirect(asked, path, reply.headers.get("location", "")))
         # What a gateway gave up waiting for may still have been done behind it.
         lost = reply.status in (502, 504)
-        return Unavailable(f"status {reply.status}: {message}", reply.retry_after(), lost=lost)
+        told = describe_answer(reply.status, reply.headers, reply.body, reply.kind, call)
+        return Unavailable(told, reply.retry_after(), lost=lost)
+
+    def describe_worker(self, gpu: Mapping[str, object] | None) -> dict[str, object]:
+        """The body of `register`."""
+        host = {"hostname": socket.gethostname(), "version": VERSION}
+        return {"workerId": self.settings.worker_id, **host, "gpu": gpu}
 
     def register(self, gpu: Mapping[str, object] | None) -> None:
-        body = {"hostname": socket.gethostname(), "version": VERSION, "gpu": gpu}
-        body = {"workerId": self.settings.worker_id, **body}
-        self._call("register", "POST", "register", json=body)
+        self._call("register", "POST", "register", json=self.describe_worker(gpu))
 
     def pending(self) -> dict[str, Any]:
         """The answer's object: `job` and perhaps `nextPollSec`."""
         # An offer is read even when it is far too large, so that it can be failed.
         options: dict[str, Any] = {"limit": MAX_OFFER_BYTES}
         options["params"] = {"workerId": self.settings.worker_id}
-        reply = self._ask("GET", "pending", **options)
-        answer = read_excess(reply) or self._read("pending", reply)
+        reply = self.ask("GET", "pending", **options)
+        answer = read_excess(reply) or self._read("pending", "pending", reply)
         if not isinstance(answer, dict) or "job" not in answer:
             raise Unavailable("the answer to `pending` is not {job: …}")
         return answer
@@ -125,7 +150,7 @@ def read_excess(reply: Reply) -> dict[str, Any]:
 
     Empty for every other answer.
     """
-    offer = OFFER.match(reply.body) if reply.ok and not reply.is_page else None
+    offer = OFFER.match(reply.body) if reply.ok and reply.kind != "page" else None
     if offer:
         try:
             reply.parse()

@@ -11,14 +11,16 @@ from __future__ import annotations
 import email.utils
 import itertools
 import logging
+import math
 import random
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ltx.errors import Unavailable
-from ltx.text import log_event, one_line
+from ltx.text import format_utc, log_event, one_line
 
 T = TypeVar("T")
 BACKOFF_CAP_S = 60.0
@@ -46,8 +48,12 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
 class Retry:
     """The policy of this module for one kind of call: at most `tries`, at most `cap` s apart."""
 
-    tries: float
+    tries: float = math.inf
     cap: float = BACKOFF_CAP_S
+
+    def pause(self, tries: int, error: Unavailable) -> float:
+        """Seconds until the next try, after `tries` failures in a row."""
+        return backoff(tries, self.cap, error.retry_after)
 
     def run(
         self,
@@ -59,34 +65,46 @@ class Retry:
     ) -> T:
         """call(number of the try) until it answers. Raises the last Unavailable.
 
-        on_failure: hears of each failure that is tried again, with tries so far and the pause.
+        on_failure: hears of each failure, with tries so far and the pause before another one.
         """
         for tries in itertools.count(1):
             try:
                 return call(tries)
             except Unavailable as error:
+                pause = self.pause(tries, error)
+                on_failure(error, tries, pause)
                 if tries >= self.tries or error.lasting:
                     raise
-                pause = backoff(tries, self.cap, error.retry_after)
-                on_failure(error, tries, pause)
                 wait(pause)
         raise AssertionError("the last try returns or raises")
 
 
 class Outage:
-    """Logs the first and every tenth failure in a row, and when it is over."""
+    """Logs the first and every tenth failure in a row, and when it is over.
+
+    now: since when (seconds since 1970) and why, while it lasts; another thread may read it.
+    """
 
     def __init__(self, what: str) -> None:
         self.what, self.tries = what, 0
+        self.now: tuple[float, str] | None = None
 
     def note(self, error: Exception) -> int:
         self.tries += 1
+        since, why = self.now[0] if self.now else time.time(), one_line(error)
+        self.now = (since, why)
         if self.tries == 1 or self.tries % 10 == 0:
-            event, why = f"{self.what}_unavailable", one_line(error)
-            log_event(event, why, logging.WARNING, tries=self.tries)
+            log_event(f"{self.what}_unavailable", why, logging.WARNING, tries=self.tries)
         return self.tries
 
-    def over(self) -> None:
-        if self.tries:
+    def describe(self, address: str, to: str = "") -> str:
+        """Since when and why there is no answer from this address, if there is none."""
+        now = self.now
+        return f"no answer{to} from {address} since {format_utc(now[0])}: {now[1]}" if now else ""
+
+    def over(self) -> bool:
+        """Whether there was one until now."""
+        if was := self.tries > 0:
             log_event(f"{self.what}_back", tries=self.tries)
-        self.tries = 0
+        self.tries, self.now = 0, None
+        return was

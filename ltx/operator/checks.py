@@ -9,20 +9,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ltx.errors import ConfigError, JobError, Refusal, StoreClosed, Unavailable
+from ltx.errors import ConfigError, JobError, StoreClosed, Unavailable
 from ltx.film import pictures
 from ltx.film.clips import H264
 from ltx.film.ffmpeg import ffmpeg_command, read_picture
 from ltx.hosted.blob import Blob
-from ltx.hosted.queue_api import QueueApi
-from ltx.job import MAX_FRAME_PIXELS, job_bytes
+from ltx.job import MAX_FRAME_PIXELS, describe_films, job_bytes
+from ltx.operator.api_checks import check_api
 from ltx.operator.comfyui_checks import check_comfyui, check_workflow
 from ltx.operator.findings import EDIT, Answer, Check, DoctorContext
 from ltx.operator.service_checks import check_service
 from ltx.operator.text_checks import check_models, check_texts
-from ltx.process import ask, ask_gpu, read_gpu
+from ltx.process import ask, ask_gpu
 from ltx.settings import ENV_FILE, Settings
-from ltx.state import claim_folder, with_worker_id
+from ltx.state import claim_folder, state_errors
 from ltx.text import one_line
 
 # What is run, and the package that has it.
@@ -73,25 +73,9 @@ def check_interpreter(context: DoctorContext) -> Iterator[Answer]:
 
 
 def check_state(context: DoctorContext) -> Iterator[Answer]:
-    claim_folder(context.settings.state_dir)
+    with state_errors(context.settings.state_dir):
+        claim_folder(context.settings.state_dir)
     yield "OK", f"{context.settings.state_dir} is ours", ""
-
-
-def check_api(context: DoctorContext) -> Iterator[Answer]:
-    settings = with_worker_id(context.settings)
-    api = QueueApi(settings, context.cancellation)
-    try:
-        api.register(read_gpu(settings))
-        yield "OK", f"{settings.api_url} takes our secret", ""
-    except Refusal:
-        yield "WARN", "it has no register call, so the secret is untested", ""
-    except Unavailable as error:
-        yield "FAIL", one_line(error), f"curl -i {settings.api_url}"
-    if abs(api.skew) > MAX_SKEW_S:
-        message = (
-            f"our clock is {abs(api.skew):.0f} s {'behind' if api.skew > 0 else 'ahead of'} it"
-        )
-        yield "WARN", message, "sudo timedatectl set-ntp true"
 
 
 def check_blob(context: DoctorContext) -> Iterator[Answer]:
@@ -125,7 +109,7 @@ def check_disk(context: DoctorContext) -> Iterator[Answer]:
     state, needed = context.settings.state_dir, job_bytes(context.settings.size)
     there = next(folder for folder in (state, *state.parents) if folder.is_dir())
     message = f"{shutil.disk_usage(there).free >> 20} MB free in {there}, a job may need"
-    message = f"{message} {needed >> 20}"
+    message = f"{message} {needed >> 20}{describe_films(state)}"
     fits = shutil.disk_usage(there).free >= needed
     yield (
         ("OK", message, "")
@@ -185,7 +169,6 @@ FILTERS = (
     *("split", "ssim", "tile", "transpose", "trim", "vflip"),
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
-MAX_SKEW_S = 5.0
 # Measured with ComfyUI's older memory manager, which GGUF models use.
 CLIP_RAM_GB = 29
 TRIED_VRAM_MB = 31_000

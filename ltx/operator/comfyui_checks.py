@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
-from ltx.comfyui.answers import Misfit
-from ltx.comfyui.workflow import ClipSpec, build_workflow
-from ltx.errors import JobError
-from ltx.job import render_size
+from ltx.comfyui.answers import Gap, Misfit, MissingModel, MissingNode
+from ltx.comfyui.workflow import build_probe
+from ltx.errors import JobError, PortHeld
 from ltx.operator.findings import Answer, DoctorContext
 from ltx.process import ask
 from ltx.settings import ENV_FILE, Settings
@@ -27,36 +24,59 @@ MODEL_SOURCES = {
 
 
 def check_comfyui(context: DoctorContext) -> Iterator[Answer]:
-    settings = context.settings
+    settings, port = context.settings, context.comfy.port
     if context.comfy.answers():
         how = f"answers at {context.comfy.url} and is not ended by us"
-    elif context.comfy.stranger:
-        port = urlsplit(settings.comfyui_url).port or 80
-        why = f"at COMFYUI_URL={settings.comfyui_url} {context.comfy.stranger}"
-        yield "FAIL", why, f"ss -ltnp 'sport = :{port}'"
+    elif context.comfy.stranger or context.comfy.is_port_held():
+        what = context.comfy.stranger or "a program has the port and does not answer"
+        yield "FAIL", f"at COMFYUI_URL={settings.comfyui_url} {what}", who_listens(port)
         return
     else:
         try:
             context.boot()
         except JobError as error:
-            folder, python = settings.comfyui_dir, settings.comfyui_python
             why = " ".join([error.detail, *error.tail.splitlines()[-1:]])
-            yield "FAIL", why, f"cd {shlex.quote(str(folder))} && {shlex.quote(python)} main.py"
+            held = isinstance(error, PortHeld)
+            yield "FAIL", why, who_listens(port) if held else boot_by_hand(settings)
             return
         how = f"boots from {settings.comfyui_dir}"
     yield "OK", f"{context.comfy.describe()} {how}", ""
 
 
+def who_listens(port: int) -> str:
+    return f"ss -ltnp 'sport = :{port}'"
+
+
+def boot_by_hand(settings: Settings) -> str:
+    folder, python = shlex.quote(str(settings.comfyui_dir)), shlex.quote(settings.comfyui_python)
+    return f"cd {folder} && {python} main.py"
+
+
 def check_workflow(context: DoctorContext) -> Iterator[Answer]:
-    settings, comfy = context.settings, context.comfy
-    spec = ClipSpec(0, "first.png", "last.png", "", 0, "probe", render_size(settings.size))
-    workflow = build_workflow(spec, settings)
-    for gap in comfy.gaps(workflow):
-        if isinstance(gap, Misfit):
-            yield "FAIL", *name_the_older(gap, settings)
-        else:
-            yield "FAIL", gap.detail, install_command(gap.detail, settings)
+    workflow = build_probe(context.settings)
+    for gap in context.comfy.gaps(workflow):
+        yield "FAIL", *tell_gap(gap, context.settings)
     yield "OK", f"{len(workflow)} nodes with their inputs and model files are there", ""
+
+
+def tell_gap(gap: Gap, settings: Settings) -> tuple[str, str]:
+    """What is missing or does not fit, and what to type for it."""
+    folder = settings.comfyui_dir
+    match gap:
+        case Misfit():
+            return name_the_older(gap, settings)
+        case MissingNode(pack=pack) if pack in PACK_SOURCES:
+            there = folder / "custom_nodes" / pack
+            clone = shlex.join(["git", "clone", f"https://github.com/{PACK_SOURCES[pack]}"])
+            pull = shlex.join(["git", "-C", str(there), "pull"])
+            return gap.detail, pull if there.is_dir() else f"{clone} {shlex.quote(str(there))}"
+        case MissingModel(name=name, folder=models) if name in MODEL_SOURCES:
+            target = shlex.quote(str(folder / models / name))
+            url = f"https://huggingface.co/{MODEL_SOURCES[name]}/{name}"
+            return gap.detail, f"curl -fL -o {target} {url}"
+        case MissingModel(folder=models):
+            return gap.detail, f"ls {shlex.quote(str(folder / models))}"
+    return gap.detail, shlex.join(["git", "-C", str(folder), "pull"])
 
 
 def name_the_older(gap: Misfit, settings: Settings) -> tuple[str, str]:
@@ -70,17 +90,3 @@ def name_the_older(gap: Misfit, settings: Settings) -> tuple[str, str]:
     older = min(dates, key=lambda name: dates[name] or "no date, so perhaps the older")
     told = ", ".join(f"{name} is of {date or 'an unknown date'}" for name, date in dates.items())
     return f"{gap.detail} {told}.", f"{shlex.join(git[older])} pull"
-
-
-def install_command(lack: str, settings: Settings) -> str:
-    """What to type for something missing that ComfyUI told of."""
-    folder = shlex.quote(str(settings.comfyui_dir))
-    for pack, source in PACK_SOURCES.items():
-        if f"install {pack}" in lack:
-            return f"git clone https://github.com/{source} {folder}/custom_nodes/{pack}"
-    for name, source in MODEL_SOURCES.items():
-        if lack.startswith(f"Put {name} "):
-            target = f"{folder}/{lack.rsplit(' ', 1)[-1].rstrip('.')}/{name}"
-            return f"curl -fL -o {target} https://huggingface.co/{source}/{name}"
-    found = re.search(r"models/\w+", lack)
-    return f"ls {folder}/{found[0]}" if found else f"git -C {folder} pull"

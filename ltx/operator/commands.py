@@ -14,7 +14,7 @@ from ltx.cancellation import Cancellation
 from ltx.comfyui.conditioning import ModelFile, conditioning_key
 from ltx.comfyui.model_files import NoIdentity, encoder_files, read_version
 from ltx.comfyui.workflow import ClipSpec, build_text_workflow, build_workflow
-from ltx.errors import JobError, UsageError
+from ltx.errors import JobError, UsageError, full_disk_told
 from ltx.files import hand_out
 from ltx.film.film import Film, RenderContext
 from ltx.film.pictures import check_picture, turn_like
@@ -24,7 +24,7 @@ from ltx.operator.console import Bar, signals, start_logging
 from ltx.operator.doctor import check_box
 from ltx.progress import Progress, StageDurations
 from ltx.settings import RENDER_NEEDS, Settings, read_environ
-from ltx.state import state_folder
+from ltx.state import state_errors, state_folder
 from ltx.text import log_event
 
 
@@ -34,20 +34,23 @@ def render_command(options: argparse.Namespace) -> int:
     needed = (*RENDER_NEEDS, *(["WATERMARK_PATH"] if options.watermark else []))
     settings = Settings.load(read_environ(), needed)
     handler = start_logging(settings)
-    cancellation, progress = Cancellation(), Progress(StageDurations(settings))
+    progress = Progress(StageDurations(settings))
+    cancellation = Cancellation(Bar(progress, handler).draw)
     check_box(settings, cancellation, GATE)
     with (
         state_folder(settings),
         signals(cancellation),
         contextlib.closing(Job(settings.state_dir / "render")) as job,
     ):
-        job.create(None)
+        with state_errors(settings.state_dir):
+            job.create(None)
         progress.begin("render")
-        cancellation.on_tick = Bar(progress, handler).draw
         context = RenderContext(settings, cancellation, progress, options.seed)
         plan = Plan(tuple(options.frames), tuple(options.prompt), options.watermark)
         try:
-            Film(context, job, plan).make(copy_frame)
+            with full_disk_told():
+                Film(context, job, plan).make(copy_frame)
+                hand_out(job.output, options.output)
         except JobError as error:
             handler.draw("")
             message = f"{error}\n{error.tail}".strip()
@@ -60,7 +63,6 @@ def render_command(options: argparse.Namespace) -> int:
             handler.draw("")
             if options.keep:
                 keep_clips(job, clips_folder(options.output))
-        hand_out(job.output, options.output)
     print(options.output)
     return 0
 

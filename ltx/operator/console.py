@@ -26,7 +26,7 @@ class Systemd:
         # Only a leading @ stands for the abstract namespace; elsewhere it is a character.
         self.address = f"\0{address[1:]}" if address.startswith("@") else address
         self.interval = settings.watchdog_usec / 1e6 / 3
-        self.fed, self.status = 0.0, ""
+        self.fed, self.status, self.is_ready = 0.0, "", False
 
     def send(self, *lines: str) -> None:
         if self.address:
@@ -35,6 +35,12 @@ class Systemd:
                 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier,
             ):
                 notifier.sendto("\n".join(lines).encode(), self.address)
+
+    def ready(self) -> None:
+        """The service has started; until then `systemctl start` waits."""
+        if not self.is_ready:
+            self.is_ready = True
+            self.send("READY=1")
 
     def tell(self, status: str) -> None:
         if status != self.status:

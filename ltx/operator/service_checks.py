@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ltx.operator.findings import Answer, DoctorContext
+from ltx.operator.findings import EDIT, Answer, DoctorContext
+from ltx.operator.status import lock_holders
 from ltx.process import ask
 from ltx.settings import ENV_FILE, Settings
 from ltx.text import one_line
@@ -17,13 +18,20 @@ UNIT = "ltx-worker.service"
 SOURCE = ENV_FILE.parent / "systemd" / UNIT
 USER_UNIT = f"~/.config/systemd/user/{UNIT}"
 RELOAD = "systemctl --user daemon-reload"
+ENABLE = "systemctl --user enable --now ltx-worker"
 RESTART = "systemctl --user restart ltx-worker"
 JOURNAL = "journalctl --user -u ltx-worker -n 50"
 ASKED = (
     *("LoadState", "UnitFileState", "ActiveState", "Result", "ExecMainStatus"),
     *("WorkingDirectory", "FragmentPath", "NeedDaemonReload"),
 )
-# Why a unit is down, in systemd's words, and what to type.
+# How it ended, by the worker's exit code, and what to type.
+ENDED = {
+    "74": ("its state folder cannot be written: is the disk full?", JOURNAL),
+    "75": ("another worker, or `render` by hand, uses its state folder", "ltx_worker.py status"),
+    "78": ("a setting is wrong, see the FAILs above", f"{EDIT} && {RESTART}"),
+}
+# The same in systemd's words.
 DOWN = {
     "start-limit-hit": (
         "it was started too often and stays down",
@@ -43,7 +51,7 @@ def check_service(context: DoctorContext) -> Iterator[Answer]:
         told = one_line(unit.get("LoadState"))
         yield "WARN", f"{UNIT} is not installed ({told})", install_unit()
     else:
-        yield from check_state_of(unit)
+        yield from check_state_of(unit, bool(lock_holders(context.settings.state_dir)))
         yield from check_files_of(unit)
         if ask(context.settings, "loginctl", "show-user", str(os.getuid()), "-p", "Linger") != (
             "Linger=yes"
@@ -63,18 +71,21 @@ def install_unit() -> str:
     return f"install -Dm644 {shlex.quote(str(SOURCE))} {USER_UNIT} && {RELOAD} && {RESTART}"
 
 
-def check_state_of(unit: Mapping[str, str]) -> Iterator[Answer]:
-    """Whether it runs, and if not why."""
+def check_state_of(unit: Mapping[str, str], is_by_hand: bool) -> Iterator[Answer]:
+    """Whether it runs, and if not why. is_by_hand: a worker runs, if not as the service."""
     state, result = unit.get("ActiveState"), unit.get("Result", "success")
-    if unit.get("ExecMainStatus") == "78" and state != "active":
-        yield "FAIL", "it ended with 78: a setting is wrong, see the FAILs above", RESTART
-    elif state == "failed" or (state == "activating" and result != "success"):
+    code, down = unit.get("ExecMainStatus", ""), "WARN" if is_by_hand else "FAIL"
+    is_enabled = unit.get("UnitFileState") == "enabled"
+    start = "systemctl --user start ltx-worker" if is_enabled else ENABLE
+    if state == "failed" or (state == "activating" and result != "success"):
         why, fix = DOWN.get(result, (f"it is {state} ({one_line(result)})", JOURNAL))
+        if code in ENDED and result == "exit-code":
+            why, fix = f"it ended with {code}: {ENDED[code][0]}", ENDED[code][1]
         yield "FAIL", why, fix
-    elif unit.get("UnitFileState") != "enabled":
-        yield "WARN", f"{UNIT} is not enabled", "systemctl --user enable --now ltx-worker"
-    elif state == "inactive":
-        yield "WARN", "it is enabled but does not run", "systemctl --user start ltx-worker"
+    elif state not in ("active", "activating", "reloading"):
+        yield down, f"it is installed but does not run ({one_line(state)})", start
+    elif not is_enabled:
+        yield "WARN", f"{UNIT} is not enabled", ENABLE
 
 
 def check_files_of(unit: Mapping[str, str]) -> Iterator[Answer]:

@@ -66,6 +66,8 @@ def describe_status(status: Mapping[str, Any]) -> str:
         lines = [f"{now['stage']}" if now else unknown]
     if fault := FAULTS.get(str(status["degraded"])):
         lines.append(f"It takes no job until this is mended: {fault.sentence}")
+    if status["running"] and status.get("silence") not in ("", None, now.get("stage")):
+        lines.append(str(status["silence"]))
     if status["running"] and now:
         beat = parse_utc(status.get("lastHeartbeatAt"))
         ago = f" ({time.time() - beat:.0f} s ago)" if beat is not None else ""

@@ -21,9 +21,13 @@ def load_schemas(
     *,
     missing_nodes: Collection[str] = (),
     missing_models: Collection[str] = (),
+    added_inputs: Iterable[str] = (),
     input_images: Iterable[str] = (),
 ) -> Schemas:
-    """The whole `/object_info` answer, without the named classes and model files."""
+    """The whole `/object_info` answer, without the named classes and model files.
+
+    added_inputs: as `class.input`, what a newer pack requires.
+    """
     fixture = json.loads(NODES_FILE.read_text())
     lists = {
         f"@{folder}": [name for name in names if name not in missing_models]
@@ -34,6 +38,8 @@ def load_schemas(
     lists["@text_encoders but gguf"] = [name for name in encoders if not name.endswith(".gguf")]
     lists["@input_images"] = sorted(input_images)
     nodes = fixture["both"] | fixture[version]
+    for kind, _, name in (added.partition(".") for added in added_inputs):
+        nodes[kind].setdefault("required", {})[name] = ["STRING", {}]
     return {
         name: _spell_out(name, node, lists)
         for name, node in nodes.items()

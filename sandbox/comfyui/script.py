@@ -110,6 +110,7 @@ class Script:
         self.version = env.get("LOOKALIKE_VERSION", "0.27")
         self.missing_nodes = _names(env.get("LOOKALIKE_MISSING_NODES", ""))
         self.missing_models = _names(env.get("LOOKALIKE_MISSING_MODELS", ""))
+        self.added_inputs = _names(env.get("LOOKALIKE_ADDED_INPUTS", ""))
         self.gpu_name = env.get("LOOKALIKE_GPU_NAME", "NVIDIA GeForce RTX 5090")
         self.vram_total = int(env.get("LOOKALIKE_VRAM_TOTAL", 34_190_458_880))  # bytes
         # What every prompt leaves behind in RAM, in MB, and whether /free gives it back.

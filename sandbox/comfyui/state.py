@@ -60,6 +60,7 @@ class State:
             self.script.version,
             missing_nodes=self.script.missing_nodes,
             missing_models=self.script.missing_models,
+            added_inputs=self.script.added_inputs,
             input_images=images,
         )
         # A pack's class does not take the name of one that is there.

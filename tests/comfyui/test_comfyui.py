@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,7 +19,6 @@ import pytest
 from ltx.errors import FAULTS
 from sandbox.client import Hosted, free_port
 from tests.conftest import ROOT, Box, foreign_comfyui, serving
-from tests.pictures import picture
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
 
@@ -138,19 +137,6 @@ class Quiet(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def frame_host(before: Callable[[], object]) -> Iterator[str]:
-    """Serves one picture, each time only after `before` returns."""
-
-    class Frames(Quiet):
-        def do_GET(self) -> None:
-            before()
-            self.answer(picture((320, 180)), kind="image/png")
-
-    with served(ThreadingHTTPServer(("127.0.0.1", 0), Frames)) as port:
-        yield f"http://127.0.0.1:{port}/frame.png"
-
-
-@contextlib.contextmanager
 def served(server: ThreadingHTTPServer) -> Iterator[int]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -161,18 +147,14 @@ def served(server: ThreadingHTTPServer) -> Iterator[int]:
         server.server_close()
 
 
-def test_a_job_boots_comfyui_on_demand_while_the_frames_download(shift: Shift) -> None:
+def test_comfyui_boots_on_demand_before_the_job_is_claimed(shift: Shift) -> None:
     """Each clip has a fresh process, image names and a prompt id that were never used before."""
-
-    def await_boot() -> None:
-        shift.hosted.wait("comfyui.boot", after=shift.began, timeout=20)
-
     shift.hosted.wait("pending", after=shift.began)
     assert shift.pids("boot") == [], "a ComfyUI was booted for no job"
-    with frame_host(await_boot) as url:
-        job = shift.hosted.add_job([url] * 3, ["walk on"] * 2)
-        outcome = shift.box.await_outcome(job)
-    assert outcome["kind"] == "complete", shift.log_of(job)
+    outcome, log = shift.serve(clips=2)
+    assert outcome["kind"] == "complete", log
+    ready = shift.events("ready")[0]
+    assert ready["seq"] < shift.hosted.wait("claim", after=shift.began)["seq"]
     assert len(shift.pids()) == 2
     # The tests before this one, and the jobs in them, count as well.
     shift.began = 0
@@ -230,41 +212,6 @@ def test_progress_goes_on_after_the_websocket_was_lost(shift: Shift) -> None:
 
 
 # Failures that would repeat: one attempt
-
-
-def missing(what: str, name: str) -> str:
-    return f"export LOOKALIKE_MISSING_{what}={name}\n"
-
-
-@pytest.mark.parametrize(
-    ("lack", "code", "told"),
-    [
-        (missing("NODES", "LTX2_NAG"), "comfyui_missing_node", "install ComfyUI-KJNodes"),
-        (missing("NODES", "DualCLIPLoaderGGUF"), "comfyui_missing_node", "install ComfyUI-GGUF"),
-        (
-            missing("MODELS", "ltx-2.3-22b-distilled-fp8.safetensors"),
-            "comfyui_missing_model",
-            "Put ltx-2.3-22b-distilled-fp8.safetensors into ComfyUI's models/checkpoints",
-        ),
-        (
-            missing("MODELS", "gemma-3-12b-it-qat-Q4_K_M.gguf"),
-            "comfyui_missing_model",
-            "Put gemma-3-12b-it-qat-Q4_K_M.gguf into ComfyUI's models/text_encoders",
-        ),
-    ],
-    ids=["KJNodes", "GGUF", "checkpoint", "text encoder"],
-)
-def test_what_comfyui_lacks_is_named_with_what_to_install(
-    shift: Shift, lack: str, code: str, told: str
-) -> None:
-    (shift.box.folder / "environ").write_text(lack)
-    # A text that was read before would need no encoder.
-    outcome, log = shift.serve(text=lack)
-    assert_failed(outcome, code, told)
-    assert "To see the GUI" in log, "the last lines of ComfyUI's log are not told"
-    assert not shift.events("prompt"), "a graph that cannot run was queued"
-    # One to render, one to read the text.
-    assert len(shift.pids("boot")) == 2, "it was tried again"
 
 
 @pytest.mark.parametrize(
@@ -490,17 +437,7 @@ def test_a_standby_that_dies_costs_only_a_plain_restart(box: Box) -> None:
     assert "No module named 'torch'" in worker.log, "what the standby died of is not told"
 
 
-def test_a_prompt_waits_for_the_vram_of_the_process_before(box: Box) -> None:
-    """The second process sees a full card for some seconds after it is up."""
-    box.hosted.script_comfyui(NO_FAULT, on_prompt("slow"), on_boot("crowded", seconds=3))
-    job = box.add_job(clips=2)
-    worker = box.run_once()
-    assert box.hosted.job(job)["state"] == "completed", worker.log
-    ready = box.hosted.events("comfyui.ready")[1]["t"]
-    assert box.hosted.events("comfyui.prompt")[1]["t"] - ready > 2
-
-
-def test_vram_that_does_not_come_back_is_told_and_waited_for_only_once(box: Box) -> None:
+def test_vram_that_does_not_come_back_is_told_once(box: Box) -> None:
     crowded = on_boot("crowded", seconds=600)
     box.hosted.script_comfyui(NO_FAULT, crowded, crowded)
     job = box.add_job(clips=3)

@@ -124,7 +124,8 @@ def test_the_doctor_says_which_side_is_older_and_how_to_update_it(
     ours = clone(tmp_path / "ltx-worker", worker)
     monkeypatch.setattr("ltx.operator.comfyui_checks.ENV_FILE", ours / ".env")
     settings = Settings.load({**NEEDED, "COMFYUI_DIR": str(comfyui), "PATH": os.environ["PATH"]})
-    detail, then = name_the_older(Misfit("LTX2_NAG", "has no input x"), settings)
+    info = {"python_module": "custom_nodes.ComfyUI-KJNodes"}
+    detail, then = name_the_older(Misfit("LTX2_NAG", info, "has no input x"), settings)
     assert f"ComfyUI-KJNodes is of {pack}, ltx-worker is of {worker}" in detail
     [folder] = [path for path in tmp_path.rglob(older) if path.is_dir()]
     assert then == f"git -C {folder} pull"

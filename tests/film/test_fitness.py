@@ -122,6 +122,28 @@ def test_no_job_is_claimed_when_the_disk_cannot_hold_one(box: Box) -> None:
 
 
 @pytest.mark.parametrize("disk", [ROOMY], indirect=True)
+def test_films_that_wait_count_before_the_next_job_is_taken(box: Box, disk: Path) -> None:
+    box.hosted.fault("PATCH */complete", times=-1, status=503)
+    box.hosted.fault("GET */pending", times=-1, after=1, status=503)
+    kept = box.add_job()
+    worker = box.start("run")
+    box.hosted.wait("fault", after=box.hosted.wait("blob.put", kept, timeout=60)["seq"])
+    with (disk / "filler").open("ab") as file:
+        # Not full, but too full for another job.
+        spare = shutil.disk_usage(disk).free - job_bytes(Size(*SIZE))
+        os.posix_fallocate(file.fileno(), 0, spare + 2**20)
+    box.hosted.wait("heartbeat", where=degraded, timeout=60)
+    waiting = box.add_job()
+    box.hosted.clear_faults()
+    # It is delivered although no job is taken.
+    box.hosted.wait("complete", kept, timeout=60)
+    assert not box.hosted.events("claim", job=waiting)
+    assert "; 1 films that wait hold 0." in worker.log
+    (disk / "filler").unlink()
+    box.hosted.wait("complete", waiting, timeout=60)
+
+
+@pytest.mark.parametrize("disk", [ROOMY], indirect=True)
 @pytest.mark.parametrize("moment", ["downloading", "rendering", *FFMPEG_AT])
 def test_a_disk_that_fills_up_mid_job_is_a_clear_failure_and_the_worker_goes_on(
     box: Box, disk: Path, moment: str

@@ -10,7 +10,7 @@ import pytest
 
 from ltx.errors import ConfigError
 from ltx.job import Job
-from ltx.state import MARK, claim_folder, make_own, note_newest, remove_own, tidy
+from ltx.state import MARK, claim_folder, make_own, names_in, note_newest, remove_own, tidy
 from tests.conftest import Box
 
 
@@ -132,3 +132,12 @@ def test_a_new_state_folder_is_made_with_its_parents_and_for_us_alone(tmp_path: 
     assert state.stat().st_mode & 0o777 == 0o700
     with pytest.raises(ConfigError, match="a/ltx-worker"):
         claim_folder(tmp_path / "a")
+
+
+def test_a_mark_that_was_cut_short_makes_no_folder_somebody_elses(tmp_path: Path) -> None:
+    """A full disk, or a kill, leaves its half behind."""
+    for name, make in (("state", claim_folder), ("job", make_own)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".ltx-worker.part").touch()
+        make(tmp_path / name)
+        assert names_in(tmp_path / name) == {".ltx-worker"}

@@ -2,72 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from ltx.hosted.answers import Past, Verdict, judge, name_body
-from tests.conftest import Box
+from sandbox.edges import DENIALS, MISSING, SUCCESSES
+from tests.conftest import ROOT, Box
 
 NONSENSE = {"frames": "none"}
-PAGE = "<!doctype html><h1>404</h1>"
-FASTIFY = {"message": "Route PATCH:/api/videogen/x/fail not found", "statusCode": 404}
 POLL = "GET /api/videogen/pending"
-NEW, KNOWN, ANSWERING = Past(), Past(accepted=True), Past(accepted=True, polled=True)
-DONE, EMPTY, ABSENT = Verdict.DONE, Verdict.EMPTY, Verdict.ABSENT
-FINAL, SECRET, REFUSED, AGAIN = Verdict.FINAL, Verdict.SECRET, Verdict.REFUSED, Verdict.AGAIN
-
-ROWS = [
-    *[
-        (call, status, kind, NEW, DONE)
-        for call in ("register", "claim", "heartbeat", "complete", "fail")
-        for status in (200, 201, 204)
-        for kind in ("json", "text", "empty", "null")
-    ],
-    *[(call, 200, "page", NEW, AGAIN) for call in ("register", "claim", "complete", "fail")],
-    ("pending", 200, "json", NEW, DONE),
-    *[("pending", 200, kind, NEW, EMPTY) for kind in ("empty", "null")],
-    ("pending", 204, "empty", NEW, EMPTY),
-    *[("pending", 200, kind, KNOWN, AGAIN) for kind in ("page", "text")],
-    *[("pending", 404, kind, KNOWN, AGAIN) for kind in ("page", "text", "empty")],
-    *[
-        ("register", status, kind, NEW, ABSENT)
-        for status in (404, 405, 501)
-        for kind in ("json", "page", "text", "empty", "no_route")
-    ],
-    *[
-        (call, 404, kind, ANSWERING, ABSENT)
-        for call in ("claim", "fail")
-        for kind in ("page", "text", "empty", "no_route")
-    ],
-    *[(call, 404, "page", KNOWN, AGAIN) for call in ("claim", "fail")],
-    *[(call, 404, "json", ANSWERING, FINAL) for call in ("claim", "fail", "complete")],
-    *[(call, 405, "empty", ANSWERING, ABSENT) for call in ("claim", "fail")],
-    *[("complete", 404, kind, ANSWERING, AGAIN) for kind in ("page", "text", "empty", "no_route")],
-    ("complete", 405, "empty", ANSWERING, AGAIN),
-    *[
-        (call, status, kind, KNOWN, FINAL)
-        for call in ("claim", "complete", "fail")
-        for status in (409, 410, 422)
-        for kind in ("json", "text", "empty")
-    ],
-    ("complete", 410, "page", KNOWN, AGAIN),
-    *[("pending", status, "json", NEW, SECRET) for status in (401, 403)],
-    *[("pending", 401, kind, NEW, SECRET) for kind in ("text", "empty")],
-    *[("pending", 403, kind, NEW, AGAIN) for kind in ("text", "empty", "page")],
-    ("pending", 401, "page", NEW, AGAIN),
-    *[(call, 401, "text", KNOWN, REFUSED) for call in ("pending", "claim", "complete", "fail")],
-    ("pending", 403, "json", KNOWN, REFUSED),
-    ("pending", 403, "text", KNOWN, AGAIN),
-    *[("complete", status, "json", KNOWN, AGAIN) for status in (302, 408, 429, 500, 503)],
-]
+PASTS = {
+    "nothing": Past(),
+    "accepted": Past(accepted=True),
+    "polled": Past(accepted=True, polled=True),
+}
+NOT_EDGE = ("empty", "null", "text", "page", "json", "no_route")
+ALL = {
+    "call": ("register", "pending", "claim", "heartbeat", "complete", "fail"),
+    "status": (200, 201, 204, 302, 400, 401, 403, 404, 405, 409, 410, 422, 429, 500, 501, 503),
+    "body": (*NOT_EDGE, "edge"),
+    "before": tuple(PASTS),
+}
+ROW = re.compile(r"\| ([a-z, ]+) \| (any|[\dx, ]+) \| ([a-z_, ]+) \| ([a-z, ]+) \| ([a-z]+) \|\n")
+API_PAGE = (ROOT / "docs" / "api.md").read_text()
+ROWS = ROW.findall(API_PAGE)
+Answer = tuple[str, int, str, str]
 
 
-@pytest.mark.parametrize(("call", "status", "kind", "past", "verdict"), ROWS)
-def test_an_answer_means_one_thing(
-    call: str, status: int, kind: str, past: Past, verdict: Verdict
-) -> None:
-    assert judge(call, status, kind, past) is verdict
+def spell_out(row: Sequence[str]) -> list[Answer]:
+    """Every answer that a row of the table in docs/api.md speaks of."""
+    columns: list[list[Any]] = []
+    for there, cell in zip(ALL.values(), row, strict=False):
+        cell = cell.replace("2xx", "200, 201, 204").replace("all but edge", ", ".join(NOT_EDGE))
+        words = cell.split(", ")
+        columns.append([one for one in there if str(one) in words or words == ["any"]])
+    return list(itertools.product(*columns))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=" ".join)
+def test_an_answer_means_what_the_table_says(row: Sequence[str]) -> None:
+    answers = spell_out(row)
+    assert answers
+    for call, status, kind, before in answers:
+        verdict = judge(call, status, kind, PASTS[before])
+        assert verdict.name.lower() == row[4], (call, status, kind, before)
+
+
+def test_every_answer_that_the_table_leaves_out_is_asked_for_again() -> None:
+    assert "| any | any other | any other | any other | again |" in API_PAGE
+    told = {answer for row in ROWS for answer in spell_out(row)}
+    for call, status, kind, before in itertools.product(*ALL.values()):
+        if (call, status, kind, before) not in told:
+            again = judge(str(call), int(status), str(kind), PASTS[str(before)])
+            assert again is Verdict.AGAIN, (call, status, kind, before)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +73,7 @@ def test_an_answer_means_one_thing(
         ("text", "text/plain", b"error code: 1020"),
         ("no_route", "application/json", b'{"message":"Route PATCH:/a/fail not found"}'),
         ("no_route", "application/json", b'{"message":"Cannot PATCH /a/fail","statusCode":404}'),
+        ("no_route", "application/json", b'{"message": "Cannot find any path matching /a/fail."}'),
     ],
 )
 def test_a_body_has_one_kind(kind: str, content_type: str, body: bytes) -> None:
@@ -90,24 +82,13 @@ def test_a_body_has_one_kind(kind: str, content_type: str, body: bytes) -> None:
 
 # A call the API does not have
 
-MISSING = [
-    {"status": 404, "body": PAGE},
-    {"status": 405, "body": ""},
-    {"status": 404, "body": FASTIFY},
-    {"status": 404, "body": "NOT_FOUND", "headers": {"x-vercel-error": "NOT_FOUND"}},
-]
 
-
-def name(answer: dict[str, Any]) -> str:
-    return "-".join(map(str, answer.values()))[:24]
-
-
-@pytest.mark.parametrize("answer", MISSING, ids=name)
+@pytest.mark.parametrize("edge", MISSING)
 def test_an_api_without_register_and_claim_is_said_once_and_its_job_is_rendered(
-    box: Box, answer: dict[str, Any]
+    box: Box, edge: str
 ) -> None:
-    box.hosted.fault("POST */register", times=-1, **answer)
-    box.hosted.fault("PATCH */claim", times=-1, **answer)
+    box.hosted.fault("POST */register", times=-1, edge=edge)
+    box.hosted.fault("PATCH */claim", times=-1, edge=edge)
     box.add_job()
     worker = box.start("run")
     # This sandbox gives a job only to who claimed it, so that the report is all there is to see.
@@ -116,13 +97,13 @@ def test_an_api_without_register_and_claim_is_said_once_and_its_job_is_rendered(
     assert worker.log.count("claim_skipped") == 1
 
 
-@pytest.mark.parametrize("answer", MISSING, ids=name)
+@pytest.mark.parametrize("edge", MISSING)
 def test_a_job_that_cannot_be_reported_is_let_go_and_left_alone_also_after_a_restart(
-    box: Box, answer: dict[str, Any]
+    box: Box, edge: str
 ) -> None:
     hosted = box.hosted
     for verb in ("claim", "fail"):
-        hosted.fault(f"PATCH */{verb}", times=-1, **answer)
+        hosted.fault(f"PATCH */{verb}", times=-1, edge=edge)
     job = hosted.add_stage(NONSENSE)
     for _ in range(2):
         worker, mark = box.start("run"), hosted.now()
@@ -136,29 +117,34 @@ def test_a_job_that_cannot_be_reported_is_let_go_and_left_alone_also_after_a_res
 
 
 def test_the_job_behind_one_that_cannot_be_reported_is_served(box: Box) -> None:
-    box.hosted.fault("PATCH */fail", times=-1, status=404, body=PAGE)
+    box.hosted.fault("PATCH */fail", times=-1, edge="next: no route")
     box.hosted.add_stage(NONSENSE)
     behind = box.add_job()
     box.start("run")
     box.hosted.wait("complete", behind, timeout=40)
 
 
+def test_a_job_that_was_let_go_of_does_not_block_the_queue_when_its_lease_is_over(
+    box: Box,
+) -> None:
+    box.hosted.set_options(leaseSec=1.5)
+    box.hosted.fault("PATCH */fail", times=-1, edge="next: no route")
+    first = box.hosted.add_stage(NONSENSE)
+    box.start("run")
+    let_go = box.hosted.wait("fault")
+    # Offered anew, it stands before what comes now.
+    box.hosted.wait("pending", first, after=let_go["seq"])
+    box.hosted.wait("complete", box.add_job(), timeout=40)
+    assert len(box.hosted.requests("PATCH */fail")) == 1
+
+
 # An edge is not the API
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        {"status": 403, "body": "error code: 1020"},
-        {"status": 403, "body": "Forbidden", "headers": {"x-vercel-mitigated": "deny"}},
-        {"status": 403, "body": ""},
-        {"status": 401, "body": PAGE},
-    ],
-    ids=name,
-)
-@pytest.mark.parametrize("call", ["POST */register", POLL])
-def test_what_an_edge_denies_is_asked_again(box: Box, call: str, answer: dict[str, Any]) -> None:
-    box.hosted.fault(call, times=2, **answer)
+@pytest.mark.parametrize("edge", DENIALS)
+@pytest.mark.parametrize("call", ["POST */register", POLL, "PATCH */claim"])
+def test_what_an_edge_denies_is_asked_again(box: Box, call: str, edge: str) -> None:
+    box.hosted.fault(call, edge=edge)
     job = box.hosted.add_stage(NONSENSE)
     worker = box.start("run")
     box.hosted.wait("fail", job)
@@ -185,10 +171,10 @@ def test_a_refusal_after_an_accepted_call_degrades_until_the_api_accepts_again(
 # A success is a success
 
 
-@pytest.mark.parametrize("verb", ["register", "heartbeat", "fail"])
-@pytest.mark.parametrize("body", ["OK", "", ["a list"]], ids=str)
-def test_any_2xx_is_done_whatever_its_body(box: Box, verb: str, body: Any) -> None:
-    box.hosted.fault(f"* /api/*/{verb}", times=-1, status=200, body=body)
+@pytest.mark.parametrize("verb", ["register", "heartbeat", "claim", "fail"])
+@pytest.mark.parametrize("edge", SUCCESSES)
+def test_any_2xx_is_done_whatever_its_body(box: Box, verb: str, edge: str) -> None:
+    box.hosted.fault(f"* /api/*/{verb}", times=-1, edge=edge)
     box.hosted.add_stage(NONSENSE)
     worker = box.start("run")
     seen = box.hosted.wait("request.start", where=lambda one: one["data"]["path"].endswith("fail"))
@@ -208,6 +194,16 @@ def test_an_answer_of_nothing_is_an_empty_queue_at_the_usual_interval(
     assert "api_unavailable" not in worker.log
 
 
+@pytest.mark.parametrize("edge", SUCCESSES)
+def test_a_film_is_delivered_by_any_2xx(box: Box, edge: str) -> None:
+    box.hosted.fault("PATCH */complete", times=-1, edge=edge)
+    job = box.add_job()
+    worker = box.run_once()
+    assert worker.process.returncode == 0, worker.log
+    assert f"delivered job={job} verb=complete" in worker.log
+    assert len(box.hosted.requests("PATCH */complete")) == 1
+
+
 @pytest.mark.parametrize("lost", [{"landThenReset": True}, {"status": 504, "body": "TIMEOUT"}])
 def test_a_409_to_our_own_complete_after_a_lost_answer_is_a_delivery(
     box: Box, lost: dict[str, Any]
@@ -219,3 +215,29 @@ def test_a_409_to_our_own_complete_after_a_lost_answer_is_a_delivery(
     assert worker.process.returncode == 0, worker.log
     assert "delivered" in worker.log
     assert "outcome_refused" not in worker.log
+
+
+def test_a_409_after_a_crash_that_cost_the_answer_is_a_delivery(box: Box) -> None:
+    box.hosted.fault("PATCH */complete", blackhole=True)
+    job = box.add_job()
+    box.start("run")
+    box.hosted.wait("fault", timeout=60)
+    box.running[-1].end()
+    box.hosted.fault("PATCH */complete", status=409, body={"error": {"code": "done"}})
+    box.hosted.fault("PATCH */claim", status=409, body={"error": {"code": "done"}})
+    worker = box.run_once()
+    assert f"delivered job={job} verb=complete" in worker.log
+    assert "outcome_refused" not in worker.log
+
+
+@pytest.mark.parametrize("claim", [409, 405])
+def test_a_409_to_a_complete_that_was_never_asked_before_is_no_delivery(
+    box: Box, claim: int
+) -> None:
+    for verb, status in (("complete", 409), ("claim", claim)):
+        after = int(verb == "claim")
+        box.hosted.fault(f"PATCH */{verb}", after=after, status=status, body={"error": "gone"})
+    job = box.add_job()
+    worker = box.run_once()
+    assert f"outcome_refused job={job} verb=complete" in worker.log
+    assert "let_go" not in worker.log

@@ -24,11 +24,12 @@ from ltx.film.ffmpeg import ffmpeg_command, read_clip
 from ltx.film.formats import Canvas, Layout
 from ltx.film.pictures import UPRIGHT, Picture, frame_command
 from ltx.operator.checks import CHECKS, FILTERS, weigh_memory
-from ltx.operator.comfyui_checks import install_command
+from ltx.operator.comfyui_checks import tell_gap
 from ltx.operator.doctor import examine
 from ltx.operator.findings import DoctorContext, Finding
 from ltx.settings import Settings, Size
 from sandbox.client import Hosted, free_port
+from sandbox.edges import DENIALS, MISSING
 from tests.conftest import ROOT, Box, foreign_comfyui, install
 from tests.pictures import picture
 
@@ -148,18 +149,62 @@ def test_the_probe_leaves_nothing_in_the_store_and_a_delete_that_fails_is_told(b
     [("Tue, 01 Jan 2999 00:00:00 GMT", "behind it"), ("Tue, 01 Jan 2019 00:00:00 GMT", "ahead of")],
 )
 def test_a_clock_that_disagrees_with_the_api_warns(box: Box, date: str, told: str) -> None:
-    box.hosted.fault("POST /api/videogen/register", status=200, body={}, headers={"Date": date})
+    box.hosted.fault("* /api/videogen/*", times=-1, status=200, body={}, headers={"Date": date})
     status, detail, then = only(look(box, "api"))
     assert (status, then) == ("WARN", "sudo timedatectl set-ntp true")
     assert told in detail
 
 
-def test_an_api_without_register_leaves_the_secret_untested(box: Box) -> None:
-    box.hosted.fault("POST /api/videogen/register", status=404, body={})
-    assert only(look(box, "api"))[:2] == (
-        "WARN",
-        "it has no register call, so the secret is untested",
+def test_the_calls_that_the_api_has_are_told_and_no_job_is_touched(box: Box) -> None:
+    job, before = box.add_job(), box.hosted.requests("GET */pending")
+    status, detail, _ = only(look(box, "api"))
+    assert status == "OK"
+    assert detail.endswith("takes our secret; it has register, heartbeat, claim, complete, fail")
+    assert box.hosted.job(job)["offers"] == 0
+    assert box.hosted.requests("GET */pending") == before
+    box.hosted.cancel(job)
+
+
+@pytest.mark.parametrize("edge", [*MISSING, "json"])
+@pytest.mark.parametrize(
+    ("call", "status", "told"),
+    [
+        ("register", "OK", "has heartbeat, claim, complete, fail, and is fine without register"),
+        ("claim", "OK", "and is fine without claim"),
+        ("heartbeat", "WARN", "it has no heartbeat: nobody sees"),
+        ("fail", "WARN", "it has no fail: a job that fails is let go of"),
+        ("complete", "FAIL", "it has no complete: no film can be reported"),
+    ],
+)
+def test_a_call_that_the_api_does_not_have_is_told_from_a_job_that_nobody_has(
+    box: Box, edge: str, call: str, status: str, told: str
+) -> None:
+    missing = (
+        {"status": 404, "body": {"error": "nothing here"}} if edge == "json" else MISSING[edge]
     )
+    for name in (call, "doctor"):
+        box.hosted.fault(f"* /api/videogen/*{name}", **missing)
+    found = only(look(box, "api"))
+    assert found[0] == status
+    assert told in found[1]
+
+
+@pytest.mark.parametrize("edge", [*DENIALS, *MISSING, "200 page"])
+def test_an_address_where_no_api_answers_fails(box: Box, edge: str) -> None:
+    box.hosted.fault("*", times=-1, edge=edge)
+    status, detail, then = only(look(box, "api"))
+    assert (status, then) == ("FAIL", f"curl -i {box.hosted.url}")
+    assert edge != "www" or "set API_URL=https://www.example.com" in detail
+
+
+def test_a_working_workers_heartbeat_is_left_to_that_worker(box: Box) -> None:
+    mark, before = box.hosted.now(), len(box.hosted.requests("POST */heartbeat"))
+    worker = box.start("run", HEARTBEAT_INTERVAL_S="600")
+    box.hosted.wait("heartbeat", after=mark)
+    found = only(look(box, "api"))
+    worker.end()
+    assert found[0] == "OK"
+    assert len(box.hosted.requests("POST */heartbeat")) == before + 1
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
@@ -255,7 +300,7 @@ def test_each_gap_in_comfyui_is_told_with_what_closes_it(box: Box, version: str)
 
     def told(**lack: set[str]) -> list[tuple[str, str]]:
         found = find_gaps(workflow, load_schemas(version, **lack))
-        return [(gap.detail, install_command(gap.detail, settings)) for gap in found]
+        return [tell_gap(gap, settings) for gap in found]
 
     assert told() == []
     for kind in {node["class_type"] for node in workflow.values()}:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from ltx.state import claim_folder
 from sandbox.client import Hosted
+from sandbox.launch import worker_command
 from tests.conftest import ROOT, Box
 from tests.operator.test_doctor import look, only, program
 
@@ -41,11 +46,16 @@ def told_by(box: Box, linger: str = "yes", **changes: str) -> tuple[str, str, st
         ({}, "OK", "enabled and lingers, active", ""),
         ({"LoadState": "not-found"}, "WARN", "not installed", "install -Dm644 "),
         ({"UnitFileState": "disabled"}, "WARN", "not enabled", "systemctl --user enable"),
+        (
+            {"UnitFileState": "disabled", "ActiveState": "inactive"},
+            *("FAIL", "does not run", "systemctl --user enable --now"),
+        ),
         ({"linger": "no"}, "WARN", "lingering", "sudo loginctl enable-linger"),
-        ({"ActiveState": "inactive"}, "WARN", "does not run", "systemctl --user start"),
+        ({"ActiveState": "inactive"}, "FAIL", "does not run", "systemctl --user start"),
+        ({"ActiveState": "deactivating"}, "FAIL", "does not run", "systemctl --user start"),
         (
             {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "78"},
-            *("FAIL", "ended with 78", "systemctl --user restart"),
+            *("FAIL", "ended with 78", "nano "),
         ),
         (
             {"ActiveState": "failed", "Result": "start-limit-hit"},
@@ -53,6 +63,14 @@ def told_by(box: Box, linger: str = "yes", **changes: str) -> tuple[str, str, st
         ),
         (
             {"ActiveState": "activating", "Result": "exit-code", "ExecMainStatus": "74"},
+            *("FAIL", "ended with 74: its state folder", "journalctl"),
+        ),
+        (
+            {"ActiveState": "activating", "Result": "exit-code", "ExecMainStatus": "75"},
+            *("FAIL", "ended with 75: another worker", "ltx_worker.py status"),
+        ),
+        (
+            {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "1"},
             *("FAIL", "ended with an error", "journalctl --user -u ltx-worker"),
         ),
         ({"ActiveState": "failed", "Result": "watchdog"}, "FAIL", "stuck", "journalctl"),
@@ -67,6 +85,25 @@ def test_the_service_is_told_with_the_command_to_type(
     found = told_by(box, **changes)
     assert (found[0], words in found[1]) == (status, True), found
     assert found[2].startswith(then)
+
+
+def test_a_worker_that_runs_by_hand_is_no_service_that_is_down(box: Box) -> None:
+    claim_folder(box.state)
+    with (box.state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert told_by(box, ActiveState="inactive")[0] == "WARN"
+
+
+def test_the_doctor_exits_with_1_for_a_service_that_is_down(box: Box) -> None:
+    shown = "\\n".join(f"{n}={v}" for n, v in {**HEALTHY, "ActiveState": "inactive"}.items())
+    program(box, "loginctl", "echo Linger=yes")
+    path = program(box, "systemctl", f"printf '{shown}\\n'")
+    ended = subprocess.run(
+        worker_command("doctor", "--json"),
+        env=box.environ(PATH=path), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    failed = [one["check"] for one in json.loads(ended.stdout) if one["status"] == "FAIL"]
+    assert (ended.returncode, failed) == (1, ["service"])
 
 
 @pytest.mark.parametrize("is_old", [True, False])

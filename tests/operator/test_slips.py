@@ -146,7 +146,7 @@ def test_a_film_is_made_in_a_state_folder_of_any_name(box: Box, name: str) -> No
     [
         "--port 9000", "--port=9000", "--por 9000", "--listen", "--listen=0.0.0.0",
         "--base-directory /b", "--input-directory /i", "--output-directory=/o", "--output /o",
-        "--temp-directory /t", "--database-url sqlite:///x",
+        "--temp-directory /t", "--database-url sqlite:///x", "--tls-keyfile /k", "--tls-cert /c",
     ],
 )  # fmt: skip
 def test_a_flag_that_undoes_ours_is_refused_by_its_name(words: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from sandbox.client import Hosted, NothingHappened
+from sandbox.edges import EDGES
 from tests.hosted_fork import ForkedHosted
 from tests.sandbox.callers import Caller, Store
 
@@ -93,6 +94,32 @@ def test_a_redirect_sends_the_client_elsewhere(hosted: Hosted, frame: str) -> No
     hosted.fault("GET /frames/*", redirect="http://elsewhere.invalid/")
     answer = requests.get(frame, timeout=10, allow_redirects=False)
     assert (answer.status_code, answer.headers["Location"]) == (302, "http://elsewhere.invalid/")
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_an_edge_is_played_by_name(hosted: Hosted, worker: Caller, edge: str) -> None:
+    hosted.fault("GET */pending", edge=edge)
+    asked = {"workerId": worker.worker}
+    answer = worker.call("GET", "pending", params=asked, allow_redirects=False)
+    played = EDGES[edge]
+    assert answer.status_code == played.get("status", 302)
+    assert "{path}" not in answer.text + answer.headers.get("Location", "")
+    for name, value in played.get("headers", {}).items():
+        assert answer.headers[name] == value
+    assert bool(hosted.events("pending")) == bool(played.get("lands"))
+
+
+def test_an_edge_that_nobody_knows_is_refused(hosted: Hosted) -> None:
+    with pytest.raises(RuntimeError, match="KeyError"):
+        hosted.fault("*", edge="of tomorrow")
+
+
+def test_a_call_that_lands_is_done_before_its_answer_is_replaced(
+    hosted: Hosted, worker: Caller, job: str
+) -> None:
+    hosted.fault("PATCH */claim", edge="200 page")
+    assert worker.claim(job).text.startswith("<!doctype html>")
+    assert hosted.job(job)["state"] == "claimed"
 
 
 def test_a_fault_nobody_knows_is_refused(hosted: Hosted) -> None:
