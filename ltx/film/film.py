@@ -181,7 +181,7 @@ class Film:
         """Renders each missing clip; each is measured and encoded beside the next rendering."""
         self.waiting = self._missing_clips()
         if not all(self.job.raw(clip).exists() for clip in self.waiting):
-            self.texts.read(self.job.id)
+            self._read_texts()
         with contextlib.ExitStack() as children:
             pending: list[PendingClip] = []
             while self.waiting or pending:
@@ -198,6 +198,16 @@ class Film:
                 pending = [one for one in pending if one not in ready]
                 again = [one.clip for one in ready if not self.finishing.accept(one)]
                 self.waiting = [*again, *self.waiting]
+
+    def _read_texts(self) -> None:
+        try:
+            self.texts.read(self.job.id)
+        except JobError as error:
+            if error.machine:
+                # The process that waits for the clip is of the same ComfyUI; mended on the disk,
+                # it is mended only in another one.
+                self.processes.stop()
+            raise
 
     def _render(self, clip: int) -> None:
         """One raw clip, with a second attempt where a fresh ComfyUI may do better."""

@@ -136,7 +136,9 @@ class Texts:
                 if not error.again:
                     raise
                 log_event("text_retry", f"{error}\n{error.tail}".strip(), logging.WARNING)
-                self._attempt(self._unread(keys))
+                # It may have written all of them before it failed.
+                if unread := self._unread(keys):
+                    self._attempt(unread)
         self._settle()
 
     def _attempt(self, keys: Keys) -> None:

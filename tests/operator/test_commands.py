@@ -96,7 +96,7 @@ def test_the_doctor_finds_nothing_wrong_with_a_good_box_that_never_ran(box: Box)
     code, found = findings(box, WORKER_ID="")
     assert code == 0, found
     sound = {"settings", "env file", "programs", "ffmpeg", "interpreter", "api", "blob"}
-    sound |= {"watermark", "state", "disk", "comfyui", "workflow"}
+    sound |= {"watermark", "state", "disk", "models", "comfyui", "workflow", "texts"}
     assert {name: found[name]["status"] for name in sound} == dict.fromkeys(sound, "OK")
     assert {*found} - sound == {"memory", "gpu", "service"}
     assert box.hosted.blobs() == {}, "the probe was left in the store"
