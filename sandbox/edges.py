@@ -80,6 +80,12 @@ DENIALS: dict[str, dict[str, Any]] = {
 LOST: dict[str, dict[str, Any]] = {
     "vercel: time-out": {**vercel(504, "FUNCTION_INVOCATION_TIMEOUT"), **LANDS},
     "gateway time-out": {"status": 504, "body": "", **LANDS},
+    "cloudflare: time-out": {
+        "status": 524,
+        "body": page("A timeout occurred"),
+        "headers": {"server": "cloudflare"},
+        **LANDS,
+    },
 }
 # The call was done, and its answer has no JSON, or none that was asked for.
 SUCCESSES: dict[str, dict[str, Any]] = {

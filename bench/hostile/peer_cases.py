@@ -197,7 +197,8 @@ def api(place: Place) -> Iterator[Case]:
         "404 without a body": answer(b"", "404 Not Found"),
     }
     failing = ("a page", "cut short", "a redirect", "an answer without end", "no HTTP at all")
-    fails = {name: acts[name] for name in failing}
+    # As a success it would be one, and the job be offered again when its lease is over.
+    fails = {name: acts[name] for name in failing} | {"a page": answer(PAGE, "502 Bad Gateway")}
     for call, given in (("pending", acts), ("claim", claims), ("fail", fails)):
         named = {f"{call}: {name}": (f"/{call}", act) for name, act in given.items()}
         yield from table("API", "goes on", named)

@@ -49,7 +49,7 @@ class CircuitBreaker:
         except Gap as gap:
             for _ in range(max(1, OPEN_AFTER - len(self.failures))):
                 self.note(gap)
-            return False
+            return not self.is_open()
         except JobError as error:
             if error.code == "shutdown":
                 raise

@@ -19,6 +19,10 @@ from ltx.settings import VERSION, Settings
 from ltx.text import MAX_OFFER_BYTES, as_dict, one_line, parse_utc
 
 DRAIN_CALL_S = 4.0
+# What a gateway (520 and 524: Cloudflare's) gave up waiting for may still have been done behind it.
+GAVE_UP = (502, 504, 520, 524)
+# A call that nobody has: its answer shows how this API speaks of what is not there.
+NO_CALL = "no-such-call"
 OFFER = re.compile(rb'\s*{\s*"job"\s*:\s*{\s*"id"\s*:\s*"([A-Za-z0-9_-]{1,128})"')
 
 
@@ -77,8 +81,8 @@ class QueueApi:
         return reply
 
     def _read(self, call: str, path: str, reply: Reply) -> Any:
-        past = Past(self.secret.accepted, self.polled)
-        verdict = judge(call, reply.status, reply.kind, past)
+        kind = self._name_body(call, path, reply)
+        verdict = judge(call, reply.status, kind, Past(self.secret.accepted, self.polled))
         if verdict in (Verdict.DONE, Verdict.EMPTY):
             # A captive portal takes every secret.
             self.secret.accepted |= reply.kind != "page"
@@ -87,6 +91,15 @@ class QueueApi:
         if verdict is Verdict.AGAIN:
             self.polled = False
         raise self.explain(verdict, call, path, reply)
+
+    def _name_body(self, call: str, path: str, reply: Reply) -> str:
+        """The kind of body; JSON that this API has for every call it lacks is no word on a job."""
+        if call not in ("claim", "fail") or reply.status != 404 or reply.kind != "json":
+            return reply.kind
+        job_id = path.partition("/")[0]
+        unknown = self._exchange("PATCH", f"{job_id}/{NO_CALL}", json={})
+        is_missing = name_absence(call, reply) == name_absence(NO_CALL, unknown)
+        return "no_route" if is_missing else "json"
 
     def explain(self, verdict: Verdict, call: str, path: str, reply: Reply) -> Exception:
         """What to raise for an answer that is no success."""
@@ -105,10 +118,8 @@ class QueueApi:
             path = f"/api/videogen/{path}"
             asked = f"{self.settings.api_url}{path}"
             return Unavailable(describe_redirect(asked, path, reply.headers.get("location", "")))
-        # What a gateway gave up waiting for may still have been done behind it.
-        lost = reply.status in (502, 504)
         told = describe_answer(reply.status, reply.headers, reply.body, reply.kind, call)
-        return Unavailable(told, reply.retry_after(), lost=lost)
+        return Unavailable(told, reply.retry_after(), lost=reply.status in GAVE_UP)
 
     def describe_worker(self, gpu: Mapping[str, object] | None) -> dict[str, object]:
         """The body of `register`."""
@@ -126,7 +137,8 @@ class QueueApi:
         reply = self.ask("GET", "pending", **options)
         answer = read_excess(reply) or self._read("pending", "pending", reply)
         if not isinstance(answer, dict) or "job" not in answer:
-            raise Unavailable("the answer to `pending` is not {job: …}")
+            self.polled = False
+            raise Unavailable("the answer to `pending` is not {job: …}; API_URL is not the API's")
         return answer
 
     def claim(self, job_id: str) -> dict[str, Any]:
@@ -143,6 +155,11 @@ class QueueApi:
     def _patch(self, job_id: str, verb: str, body: Mapping[str, object]) -> Any:
         body = {"workerId": self.settings.worker_id, **body}
         return self._call(verb, "PATCH", f"{job_id}/{verb}", json=body)
+
+
+def name_absence(call: str, reply: Reply) -> bytes | None:
+    """What a 404 says beside the name of its call; None for any other answer."""
+    return reply.body.replace(call.encode(), b"") if reply.status == 404 else None
 
 
 def read_excess(reply: Reply) -> dict[str, Any]:

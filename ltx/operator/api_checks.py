@@ -8,7 +8,7 @@ from ltx.errors import Unavailable
 from ltx.hosted.answers import Verdict, judge_probe
 from ltx.hosted.edges import WRONG
 from ltx.hosted.http import Reply
-from ltx.hosted.queue_api import QueueApi, api_secret
+from ltx.hosted.queue_api import NO_CALL, QueueApi, api_secret, name_absence
 from ltx.operator.findings import Answer, DoctorContext
 from ltx.operator.status import lock_holders
 from ltx.process import read_gpu
@@ -64,10 +64,9 @@ def find_calls(api: QueueApi, settings: Settings) -> dict[str, bool]:
     if not lock_holders(settings.state_dir):
         asked["heartbeat"] = {**worker, "status": "idle", "jobId": None}
     replies = {call: api.ask("POST", call, json=body) for call, body in asked.items()}
-    # A call that nobody has shows how this API speaks of what is not there.
-    for call in ("claim", "complete", "fail", "doctor"):
+    for call in ("claim", "complete", "fail", NO_CALL):
         replies[call] = api.ask("PATCH", f"{NOBODYS}/{call}", json=worker)
-    unknown = name_absence("doctor", replies.pop("doctor"))
+    unknown = name_absence(NO_CALL, replies.pop(NO_CALL))
     return {
         call: is_there(api, call, reply)
         and (unknown is None or name_absence(call, reply) != unknown)
@@ -80,8 +79,3 @@ def is_there(api: QueueApi, call: str, reply: Reply) -> bool:
     if verdict in (Verdict.SECRET, Verdict.AGAIN):
         raise api.explain(verdict, call, call, reply)
     return verdict is Verdict.DONE
-
-
-def name_absence(call: str, reply: Reply) -> bytes | None:
-    """What a 404 says beside the name of its call; None for any other answer."""
-    return reply.body.replace(call.encode(), b"") if reply.status == 404 else None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ltx.hosted.answers import Past, Verdict, judge, name_body
-from sandbox.edges import DENIALS, MISSING, SUCCESSES
+from sandbox.edges import LOST, MISSING, SUCCESSES
 from tests.conftest import ROOT, Box
 
 NONSENSE = {"frames": "none"}
@@ -138,11 +138,25 @@ def test_a_job_that_was_let_go_of_does_not_block_the_queue_when_its_lease_is_ove
     assert len(box.hosted.requests("PATCH */fail")) == 1
 
 
+def test_an_api_that_says_in_json_what_it_lacks_is_served_all_the_same(box: Box) -> None:
+    for call in ("claim", "fail", "no-such-call"):
+        box.hosted.fault(f"PATCH */{call}", times=-1, status=404, body={"error": "not found"})
+    job = box.hosted.add_stage(NONSENSE)
+    worker = box.start("run")
+    seen = box.hosted.wait("pending", job)["seq"]
+    for _ in range(2):
+        seen = box.hosted.wait("pending", job, after=seen)["seq"]
+    assert len(box.hosted.requests("PATCH */fail")) == 1
+    assert worker.log.count("claim_skipped") == 1
+    assert "not_ours" not in worker.log
+
+
 # An edge is not the API
 
 
-@pytest.mark.parametrize("edge", DENIALS)
-@pytest.mark.parametrize("call", ["POST */register", POLL, "PATCH */claim"])
+# Each at a poll: tests/hosted/test_edges.py.
+@pytest.mark.parametrize("edge", ["vercel: firewall", "vercel: no deployment", "nothing but 403"])
+@pytest.mark.parametrize("call", ["POST */register", "PATCH */claim"])
 def test_what_an_edge_denies_is_asked_again(box: Box, call: str, edge: str) -> None:
     box.hosted.fault(call, edge=edge)
     job = box.hosted.add_stage(NONSENSE)
@@ -171,30 +185,22 @@ def test_a_refusal_after_an_accepted_call_degrades_until_the_api_accepts_again(
 # A success is a success
 
 
-@pytest.mark.parametrize("verb", ["register", "heartbeat", "claim", "fail"])
 @pytest.mark.parametrize("edge", SUCCESSES)
-def test_any_2xx_is_done_whatever_its_body(box: Box, verb: str, edge: str) -> None:
-    box.hosted.fault(f"* /api/*/{verb}", times=-1, edge=edge)
-    box.hosted.add_stage(NONSENSE)
+def test_any_2xx_is_done_whatever_its_body(box: Box, edge: str) -> None:
+    for verb in ("register", "heartbeat", "claim", "fail"):
+        box.hosted.fault(f"* /api/*/{verb}", times=-1, edge=edge)
+    job = box.hosted.add_stage(NONSENSE)
     worker = box.start("run")
-    seen = box.hosted.wait("request.start", where=lambda one: one["data"]["path"].endswith("fail"))
-    box.hosted.wait("heartbeat" if verb != "heartbeat" else "pending", after=seen["seq"])
+    failed = box.hosted.wait("fail", job)
+    for kind in ("heartbeat", "pending"):
+        box.hosted.wait(kind, after=failed["seq"])
+    for call in ("POST */register", "PATCH */claim", "PATCH */fail"):
+        assert len(box.hosted.requests(call)) == 1
     for trouble in ("_retry", "_unavailable", "_refused"):
         assert trouble not in worker.log
 
 
-@pytest.mark.parametrize(("status", "body"), [(204, ""), (200, ""), (200, None)])
-def test_an_answer_of_nothing_is_an_empty_queue_at_the_usual_interval(
-    box: Box, status: int, body: Any
-) -> None:
-    box.hosted.fault(POLL, times=3, status=status, body=body)
-    worker = box.start("run", POLL_INTERVAL_S="0.1")
-    box.hosted.wait("pending")
-    assert [call["status"] for call in box.hosted.requests(POLL)][:3] == [status] * 3
-    assert "api_unavailable" not in worker.log
-
-
-@pytest.mark.parametrize("edge", SUCCESSES)
+@pytest.mark.parametrize("edge", ["200 text", "200 page", "204"])
 def test_a_film_is_delivered_by_any_2xx(box: Box, edge: str) -> None:
     box.hosted.fault("PATCH */complete", times=-1, edge=edge)
     job = box.add_job()
@@ -204,7 +210,10 @@ def test_a_film_is_delivered_by_any_2xx(box: Box, edge: str) -> None:
     assert len(box.hosted.requests("PATCH */complete")) == 1
 
 
-@pytest.mark.parametrize("lost", [{"landThenReset": True}, {"status": 504, "body": "TIMEOUT"}])
+LOST_ANSWERS = [{"landThenReset": True}, *({"edge": edge} for edge in LOST)]
+
+
+@pytest.mark.parametrize("lost", LOST_ANSWERS, ids=str)
 def test_a_409_to_our_own_complete_after_a_lost_answer_is_a_delivery(
     box: Box, lost: dict[str, Any]
 ) -> None:

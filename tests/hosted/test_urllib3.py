@@ -1,4 +1,4 @@
-"""The worker runs on the oldest urllib3 that its requests allows, as a distribution may bring it."""
+"""The worker runs on the oldest urllib3 that requests allows, which distributions may bring."""
 
 from __future__ import annotations
 

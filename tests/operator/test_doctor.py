@@ -182,7 +182,7 @@ def test_a_call_that_the_api_does_not_have_is_told_from_a_job_that_nobody_has(
     missing = (
         {"status": 404, "body": {"error": "nothing here"}} if edge == "json" else MISSING[edge]
     )
-    for name in (call, "doctor"):
+    for name in (call, "no-such-call"):
         box.hosted.fault(f"* /api/videogen/*{name}", **missing)
     found = only(look(box, "api"))
     assert found[0] == status
