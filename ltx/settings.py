@@ -167,7 +167,9 @@ class Reader:
         home = self.environ.get("XDG_STATE_HOME") or "~/.local/state"
         # systemd lists several folders with colons; the unit asks for one.
         default = self.environ.get("STATE_DIRECTORY", "").split(":")[0] or f"{home}/ltx-worker"
-        return self.path(name, default).absolute()
+        # ComfyUI reads it from YAML, which takes no other characters.
+        fix = "give a path of printable characters."
+        return self.path(name, default, str.isprintable, fix).absolute()
 
     def size(self, name: str, default: str) -> Size:
         fix = "give WIDTHxHEIGHT, both even, from 64 to 4096."

@@ -106,6 +106,15 @@ def test_an_authority_of_ones_own_is_trusted_by_every_call(
 # STATE_DIR
 
 
+@pytest.mark.parametrize("char", ["\x7f", "\x85", "\udc80", "\t"], ids=ascii)
+def test_a_state_folder_that_yaml_cannot_name_is_a_settings_error(char: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Settings.load({**NEEDED, "STATE_DIR": f"/tmp/a{char}b"})
+    [problem] = refused.value.problems
+    assert problem.startswith(f"STATE_DIR={f'/tmp/a{char}b'!r}: ")
+    assert "printable" in problem
+
+
 def a_file(folder: Path) -> Path:
     (folder / "taken").touch()
     return folder / "taken"
