@@ -169,6 +169,7 @@ class Film:
     def _cut_frames(self) -> None:
         """Checks every picture and cuts it to what will be rendered: portrait if the first is."""
         self.progress.update("checking")
+        self.texts.preload()
         with self.progress.timed("check", job=self.job.id):
             numbers = range(len(self.plan.frames))
             pictures = [check_picture(self.job.source(n), frame_field(n)) for n in numbers]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from ltx.comfyui.conditioning import PACK_DESCRIPTION, ConditioningFiles
+from ltx.comfyui.conditioning import LOAD_NODE, PACK_DESCRIPTION, ConditioningFiles
 from ltx.comfyui.model_files import (
     CHECKPOINTS,
     PATHS_FLAG,
     TEXT_ENCODERS,
     NoIdentity,
     encoder_files,
+    extra_folders,
     find_models,
     read_version,
 )
@@ -73,7 +74,11 @@ def explain_pack(told: str, settings: Settings, paths: str) -> tuple[str, str]:
         shlex.quote(str(one)) for one in (settings.comfyui_dir, settings.comfyui_python)
     )
     if told:
-        find = f"grep -rl LTXWorkerLoadConditioning {folder}/custom_nodes"
+        places = (
+            settings.comfyui_dir / "custom_nodes",
+            *extra_folders(settings, ("custom_nodes",)),
+        )
+        find = shlex.join(["grep", "-rl", LOAD_NODE, *map(str, places)])
         return f"ComfyUI has other nodes of this name ({one_line(told, 60)}), {SLOWER}", find
     flags = f"{PATHS_FLAG} {shlex.quote(paths)} {shlex.join(settings.comfyui_args)}".strip()
     boot = f"cd {folder} && {python} main.py --cpu --quick-test-for-ci {flags}"

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import shutil
 import signal
 import stat
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
-from sandbox.client import Event
-from tests.comfyui.test_comfyui import frame_host
 from tests.conftest import ROOT, Box, Running, foreign_comfyui
 from tests.pictures import picture
 
-ENCODER = "LTXWorkerLoadConditioning"
+LOADER = "LTXWorkerLoadConditioning"
 
 
 def pids(box: Box, kind: str) -> list[int]:
@@ -43,7 +45,7 @@ def kinds(box: Box) -> list[set[str]]:
 
 def reads_files(box: Box) -> list[bool]:
     """Of each clip's prompt, whether it loads files; otherwise it has the encoder."""
-    found = [("CLIPTextEncode" in some, ENCODER in some) for some in kinds(box)]
+    found = [("CLIPTextEncode" in some, LOADER in some) for some in kinds(box)]
     assert all(encoder is not files for encoder, files in found)
     return [files for _, files in found]
 
@@ -146,27 +148,23 @@ def test_a_standby_reads_nothing_and_renders_from_files(box: Box) -> None:
 # Without the pack
 
 
-@pytest.mark.parametrize(
-    ("lack", "told"),
-    [
-        ({"LOOKALIKE_MISSING_NODES": ENCODER}, "lacks its nodes"),
-        ({"LTX_TEXT_PROJECTION": "elsewhere.safetensors"}, "elsewhere.safetensors is in no folder"),
-    ],
-    ids=["no pack", "files not found"],
-)
+@pytest.mark.parametrize("lack", ["nodes", "encoder", "version"])
 def test_without_what_it_takes_every_clip_reads_its_texts_and_that_is_said_once(
-    box: Box, lack: dict[str, str], told: str
+    box: Box, lack: str
 ) -> None:
+    comfyui = shutil.copytree(ROOT / "sandbox" / "comfyui", box.folder / "comfyui")
+    encoder = comfyui / "models" / "text_encoders" / "gemma-3-12b-it-qat-Q4_K_M.gguf"
+    version = comfyui / "comfyui_version.py"
+    if lack != "nodes":
+        (encoder if lack == "encoder" else version).unlink()
+    missing = {"LOOKALIKE_MISSING_NODES": LOADER if lack == "nodes" else ""}
     jobs = [box.add_job(clips=2), box.add_job()]
-    worker = box.start("run", **lack)
-    outcomes = [box.await_outcome(job)["kind"] for job in jobs]
+    worker = box.start("run", COMFYUI_DIR=str(comfyui), **missing)
+    assert [box.await_outcome(job)["kind"] for job in jobs] == ["complete"] * 2, worker.log
+    assert reads_files(box) == [False] * 3
     assert worker.log.count("WARNING texts_by_clip ") == 1
-    assert told in worker.log
-    if "LTX_TEXT_PROJECTION" in lack:
-        assert outcomes == ["fail", "fail"]  # ComfyUI has no such file either
-    else:
-        assert outcomes == ["complete", "complete"], worker.log
-        assert reads_files(box) == [False] * 3
+    told = {"nodes": "lacks its nodes", "encoder": encoder.name, "version": version.name}
+    assert told[lack] in worker.log
 
 
 def test_a_broken_pack_costs_time_and_no_job(box: Box) -> None:
@@ -248,15 +246,6 @@ def test_a_job_whose_texts_cannot_be_read_fails_before_any_clip(
     assert box.children() == []
 
 
-def test_an_encoder_that_is_missing_is_named(box: Box) -> None:
-    job = box.add_job()
-    worker = box.run_once(LOOKALIKE_MISSING_MODELS="gemma-3-12b-it-qat-Q4_K_M.gguf")
-    error = box.failure(job)
-    assert error["code"] == "comfyui_missing_model", worker.log
-    assert "models/text_encoders" in error["message"]
-    assert pids(box, "prompt") == []
-
-
 def test_texts_that_take_too_long_end_with_the_clips_time(box: Box) -> None:
     box.hosted.script_comfyui(fault("hang", deaf=True))
     job = box.add_job()
@@ -328,7 +317,6 @@ def test_a_kept_process_reads_the_texts_of_the_next_job_with_its_encoder_loaded(
     assert [box.await_outcome(job)["kind"] for job in jobs] == ["complete", "complete"], worker.log
     first, second = pids(box, "text")
     assert first == second
-    assert len(box.hosted.events("comfyui.hold")) == 0
     assert box.children() == [first]
 
 
@@ -355,23 +343,47 @@ def test_while_the_worker_waits_a_reader_that_is_gone_is_loaded_ahead(box: Box) 
     job = box.add_job()
     worker = box.start("run", **KEPT, COMFYUI_STANDBY="1")
     assert box.await_outcome(job)["kind"] == "complete", worker.log
-    box.hosted.wait("pending", after=box.hosted.events("complete")[0]["seq"])
+    polled = box.hosted.wait("pending", after=box.hosted.events("complete")[0]["seq"])
     (reader,) = pids(box, "text")
     os.kill(reader, signal.SIGKILL)
-    held = box.hosted.wait("comfyui.hold")["data"]["pid"]
+    held = box.hosted.wait("comfyui.hold", after=polled["seq"])["data"]["pid"]
     last = box.add_job(text="turn left")
     assert box.await_outcome(last)["kind"] == "complete", worker.log
     assert pids(box, "text") == [reader, held]
 
 
+@contextlib.contextmanager
+def frame_host(before: Callable[[], object]) -> Iterator[str]:
+    """Serves one picture, each time only after `before` returns."""
+
+    class Frames(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            before()
+            content = picture((320, 180))
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Frames) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/frame.png"
+        server.shutdown()
+
+
 def test_the_encoder_loads_while_the_frames_are_downloaded(box: Box) -> None:
-    waits = iter(["comfyui.ready", "comfyui.ready", "comfyui.hold"])
-    seen: list[Event] = []
+    """The first frame comes when both processes are up, the third when the encoder loads."""
 
-    def await_next() -> None:
-        seen.append(box.hosted.wait(next(waits), after=seen[-1]["seq"] if seen else 0))
+    def await_ready() -> None:
+        box.hosted.wait("comfyui.ready", after=box.hosted.wait("comfyui.ready")["seq"])
 
-    with frame_host(await_next) as url:
+    steps: Iterator[Callable[[], object]]
+    steps = iter([await_ready, lambda: None, lambda: box.hosted.wait("comfyui.hold")])
+    with frame_host(lambda: next(steps)()) as url:
         job = box.hosted.add_job([url] * 3, ["walk on"] * 2)
         completed(box, job, box.run_once())
     assert pids(box, "hold") == pids(box, "text")

@@ -143,3 +143,21 @@ def test_a_clip_that_is_cut_short_is_rendered_again_only_when_the_gate_is_closed
         assert ("bad_clip_kept" in worker.log) == (gate == "warn")
         assert box.hosted.job(job)["state"] == ("completed" if gate == "enforce" else "failed")
     assert attempts == {"enforce": 2, "warn": 1, "off": 1}
+
+
+def test_the_workflow_of_a_job_is_a_pair_that_belongs_together(box: Box) -> None:
+    command = ["workflow", "a.png", "b.png", "--prompt", "walk", "--negative", "blurry"]
+    plain, pair = (json.loads(ask(box, *command, *more)[1]) for more in ([], ["--text", "job"]))
+    assert "CLIPTextEncode" in kinds_of(plain)
+    saved, loaded = (keys_in(pair[part]) for part in ("texts", "clip"))
+    assert len(saved) == 2
+    assert saved == loaded
+    assert not {"CLIPTextEncode", "DualCLIPLoaderGGUF"} & kinds_of(pair["clip"])
+
+
+def kinds_of(graph: dict[str, Any]) -> set[str]:
+    return {node["class_type"] for node in graph.values()}
+
+
+def keys_in(graph: dict[str, Any]) -> set[str]:
+    return {node["inputs"]["key"] for node in graph.values() if "key" in node["inputs"]}
