@@ -134,6 +134,8 @@ class Outbox:
                 log_event("deliver_retry", why, logging.WARNING, job=job.id, tries=tries)
             self.park(job, LATER.pause(tries, error), tries)
 
+        # Whatever ends this, a full disk too, it is gone on with later.
+        self.park(job, self.pause)
         try:
             retry = ONCE if self.cancellation.stopping else retry
             outcome = retry.run(lambda _tries: self._tell(job), self.cancellation.wait, note)
