@@ -101,16 +101,18 @@ DOWNLOADING = Moment(
     "downloading", "fault", fault={"match": "GET /frames/frame-1*", "blackhole": True}, alive=True
 )
 HANGING_BOOT = {"on": "boot", "kind": "hang"}
+QUICK_BOOT = {"on": "boot", "kind": "slow", "seconds": 0}
 # A job is claimed when a ComfyUI is up that fits.
 OFFERED = Moment("offered", "comfyui.boot", script=(HANGING_BOOT,), alive=True)
 BOOTING = Moment(
     "booting",
     "comfyui.boot",
     clips=2,
-    script=({"on": "boot", "kind": "slow", "seconds": 0}, HANGING_BOOT),
+    # The first clip's, the texts', then the second clip's.
+    script=(QUICK_BOOT, QUICK_BOOT, HANGING_BOOT),
     alive=True,
     prompts=(1, 1),
-    times=2,
+    times=3,
 )
 RENDERING = Moment(
     "rendering",

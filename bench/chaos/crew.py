@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ltx.job import job_bytes
 from ltx.settings import Size
+from ltx.state import has_mark
 from sandbox.client import Hosted
 from sandbox.launch import Running, box_settings, environ, started_on, worker_command
 
 SIZE = (128, 64)
 BEAT_S = 0.5
-STOP_S, ORPHAN_S, YOUNG_S = 20.0, 5.0, 3.0
+STOP_S, ORPHAN_S = 20.0, 5.0
 # What a job may need, without which none is claimed, and room for logs and what waits.
 DISK_BYTES = job_bytes(Size(*SIZE)) + 48 * 2**20
 ZEROS = bytes(4096)
@@ -48,6 +49,7 @@ class Member:
     slow_stops: int = 0
     crashes: list[int] = field(default_factory=list)
     free_at: float = 0.0
+    log_begins: int = 0
 
     @property
     def state(self) -> Path:
@@ -58,7 +60,9 @@ class Member:
         return self.state / "filler"
 
     def fill_disk(self, seconds: float) -> None:
-        """Leaves no room in the state folder for a while."""
+        """Leaves no room in the state folder for a while, once a worker has made it its own."""
+        if not has_mark(self.state):
+            return
         self.free_at = time.monotonic() + seconds
         with contextlib.suppress(OSError), self.filler.open("ab", buffering=0) as file:
             # The bulk at once, then to the last byte.
@@ -71,7 +75,9 @@ class Member:
         self.filler.unlink(missing_ok=True)
 
     def start(self) -> None:
-        self.running = Running(worker_command(), self.environ, self.folder / "worker.log")
+        log = self.folder / "worker.log"
+        self.log_begins = log.stat().st_size if log.exists() else 0
+        self.running = Running(worker_command(), self.environ, log)
         self.spans.append([self.running.began, 0.0])
         self.stop_by = 0.0
 
@@ -105,7 +111,7 @@ class Member:
                 self.start()
         elif (code := self.running.process.poll()) is not None:
             # A signal may come before the worker has got as far as listening for one.
-            young = time.monotonic() - self.spans[-1][0] < YOUNG_S
+            young = b" started " not in (self.folder / "worker.log").read_bytes()[self.log_begins :]
             if not self.stop_by or code not in (0, -signal.SIGTERM if young else 0):
                 self.crashes.append(code)
             self.orphans += count_living(started_on(self.state))

@@ -69,7 +69,9 @@ def tell_gap(gap: Gap, settings: Settings) -> tuple[str, str]:
             there = folder / "custom_nodes" / pack
             clone = shlex.join(["git", "clone", f"https://github.com/{PACK_SOURCES[pack]}"])
             pull = shlex.join(["git", "-C", str(there), "pull"])
-            return gap.detail, pull if there.is_dir() else f"{clone} {shlex.quote(str(there))}"
+            return gap.detail, pull if (
+                there / ".git"
+            ).exists() else f"{clone} {shlex.quote(str(there))}"
         case MissingModel(name=name, folder=models) if name in MODEL_SOURCES:
             target = shlex.quote(str(folder / models / name))
             url = f"https://huggingface.co/{MODEL_SOURCES[name]}/{name}"
@@ -86,7 +88,11 @@ def name_the_older(gap: Misfit, settings: Settings) -> tuple[str, str]:
     if gap.pack == "ComfyUI":
         folders[gap.pack] = folder
     git = {name: ("git", "-C", str(path)) for name, path in folders.items()}
-    dates = {name: ask(settings, *git[name], "log", "-1", "--format=%cs") for name in git}
-    older = min(dates, key=lambda name: dates[name] or "no date, so perhaps the older")
+    # A pack that is no clone lies within ComfyUI's, whose date would be taken for its own.
+    clones = [name for name, path in folders.items() if (path / ".git").exists()]
+    asked = {name: ask(settings, *git[name], "log", "-1", "--format=%cs") for name in clones}
+    dates = {name: asked.get(name, "") for name in folders}
+    # What has no date, so comes last, cannot be pulled.
+    older = min(dates, key=lambda name: dates[name] or "unknown")
     told = ", ".join(f"{name} is of {date or 'an unknown date'}" for name, date in dates.items())
     return f"{gap.detail} {told}.", f"{shlex.join(git[older])} pull"

@@ -354,13 +354,10 @@ def test_the_encoder_loads_while_the_frames_are_downloaded(box: Box) -> None:
     """The first frame comes when both processes are up, the third when the encoder loads."""
 
     def await_ready() -> None:
-        while len(box.hosted.events("comfyui.ready")) < 2:
-            box.hosted.wait("comfyui.ready", after=box.hosted.now())
+        box.hosted.wait("comfyui.ready", after=box.hosted.wait("comfyui.ready")["seq"])
 
-    def await_hold() -> None:
-        box.hosted.wait("comfyui.hold")
-
-    steps: Iterator[Callable[[], None]] = iter([await_ready, lambda: None, await_hold])
+    steps: Iterator[Callable[[], object]]
+    steps = iter([await_ready, lambda: None, lambda: box.hosted.wait("comfyui.hold")])
     with frame_host(lambda: next(steps)()) as url:
         job = box.hosted.add_job([url] * 3, ["walk on"] * 2)
         completed(box, job, box.run_once())

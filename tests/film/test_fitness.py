@@ -82,7 +82,7 @@ def degraded(event: dict[str, Any]) -> bool:
 
 
 def test_three_failures_of_the_box_in_a_row_end_claiming_until_a_probe_passes(box: Box) -> None:
-    box.hosted.script_comfyui(*[FAILS_TO_BOOT] * (2 * 3 + 1))
+    box.hosted.script_comfyui(*[FAILS_TO_BOOT] * 50)
     failing = [box.add_job() for _ in range(3)]
     # The boots are counted, and one that reads texts would take some of the failures.
     worker = box.start("run", LTX_TEXT="clip")
@@ -91,6 +91,7 @@ def test_three_failures_of_the_box_in_a_row_end_claiming_until_a_probe_passes(bo
     waiting = box.add_job()
     beat = box.hosted.wait("heartbeat", where=degraded)
     assert beat["data"]["progress"]["stage"] == "degraded: comfyui_unavailable"
+    box.hosted.clear_comfyui_script()
     probe = box.hosted.wait("comfyui.ready")
     claim = box.hosted.wait("claim", job=waiting)
     assert probe["seq"] < claim["seq"]
