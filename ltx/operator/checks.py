@@ -118,18 +118,19 @@ def check_disk(context: DoctorContext) -> Iterator[Answer]:
     )
 
 
-def check_memory(_context: DoctorContext) -> Iterator[Answer]:
-    yield weigh_memory(Path("/proc/meminfo").read_text())
+def check_memory(context: DoctorContext) -> Iterator[Answer]:
+    yield weigh_memory(Path("/proc/meminfo").read_text(), context.settings.text_mode)
 
 
-def weigh_memory(meminfo: str) -> Answer:
-    """Judges the text of /proc/meminfo."""
+def weigh_memory(meminfo: str, text_mode: str) -> Answer:
+    """Judges the text of /proc/meminfo; text_mode is LTX_TEXT."""
     sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.MULTILINE))
     ram, swap = (int(sizes.get(name, 0)) / 2**20 for name in ("MemTotal", "SwapTotal"))
     message = f"{ram:.0f} GB RAM, {swap:.0f} GB swap"
-    if ram + swap >= CLIP_RAM_GB:
+    needed, why = RAM_GB[text_mode]
+    if ram + swap >= needed:
         return "OK", message, ""
-    why = f"one ComfyUI with a GGUF encoder held {CLIP_RAM_GB} GB after its first clip"
+    why = why.format(needed)
     make = "sudo fallocate -l 32G /swapfile && sudo chmod 600 /swapfile"
     return "WARN", f"{message}; {why}", f"{make} && sudo mkswap /swapfile && sudo swapon /swapfile"
 
@@ -169,8 +170,11 @@ FILTERS = (
     *("split", "ssim", "tile", "transpose", "trim", "vflip"),
 )
 DECODERS = ("png", "mjpeg", "webp", "h264")
-# Measured with ComfyUI's older memory manager, which GGUF models use.
-CLIP_RAM_GB = 29
+# Measured with a GGUF encoder; what is mapped from model files is not in it.
+RAM_GB = {
+    "clip": (29, "one ComfyUI with a GGUF encoder held {} GB after its first clip"),
+    "job": (20, "the ComfyUI that reads texts, a clip's and its standby hold {} GB"),
+}
 TRIED_VRAM_MB = 31_000
 BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
     (
@@ -179,7 +183,7 @@ BLACKWELL_RISKS: tuple[tuple[Callable[[Settings], bool], str, str], ...] = (
         "LTX_TEXT_ENCODER=gemma-3-12b-it-qat-Q4_K_M.gguf",
     ),
     (
-        lambda settings: settings.comfyui_restart == "job",
+        lambda settings: (settings.comfyui_restart, settings.text_mode) == ("job", "clip"),
         "with GGUF a second clip in one process ran out of 32 GB",
         "COMFYUI_RESTART=clip",
     ),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
 import shutil
 import signal
 import stat
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
+from tests.comfyui.test_comfyui import frame_host
 from tests.conftest import ROOT, Box, Running, foreign_comfyui
 from tests.pictures import picture
 
@@ -350,29 +348,6 @@ def test_while_the_worker_waits_a_reader_that_is_gone_is_loaded_ahead(box: Box) 
     last = box.add_job(text="turn left")
     assert box.await_outcome(last)["kind"] == "complete", worker.log
     assert pids(box, "text") == [reader, held]
-
-
-@contextlib.contextmanager
-def frame_host(before: Callable[[], object]) -> Iterator[str]:
-    """Serves one picture, each time only after `before` returns."""
-
-    class Frames(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            before()
-            content = picture((320, 180))
-            self.send_response(200)
-            self.send_header("Content-Type", "image/png")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Frames) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/frame.png"
-        server.shutdown()
 
 
 def test_the_encoder_loads_while_the_frames_are_downloaded(box: Box) -> None:

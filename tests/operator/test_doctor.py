@@ -230,10 +230,12 @@ def test_a_full_disk_fails(box: Box) -> None:
 
 def test_memory_is_weighed_with_swap() -> None:
     gb = 2**20
-    assert weigh_memory(f"MemTotal: {16 * gb} kB\nSwapTotal: {16 * gb} kB\n")[0] == "OK"
-    status, detail, _ = weigh_memory(f"MemTotal: {16 * gb} kB\nSwapTotal: 0 kB\n")
-    assert status == "WARN"
-    assert detail.startswith("16 GB RAM, 0 GB swap; ")
+    both, ram, more = (
+        f"MemTotal: {16 * gb} kB\nSwapTotal: {swap * gb} kB\n" for swap in (16, 0, 8)
+    )
+    assert [weigh_memory(one, "clip")[0] for one in (both, ram, more)] == ["OK", "WARN", "WARN"]
+    assert [weigh_memory(one, "job")[0] for one in (both, ram, more)] == ["OK", "WARN", "OK"]
+    assert weigh_memory(ram, "job")[1].startswith("16 GB RAM, 0 GB swap; ")
 
 
 def gpu(box: Box, name: str, compute: str, **changes: str) -> list[Finding]:
@@ -251,7 +253,8 @@ def test_a_gpu_is_named_and_blackwell_is_warned_of_what_is_risky_there(box: Box)
         "LTX_TEXT_ENCODER": "gemma_3_12B_it_fp8_scaled.safetensors",
         "COMFYUI_RESTART": "job",
     }
-    found = gpu(box, RTX_5090, "12.0", **risky)
+    assert [one.next for one in gpu(box, RTX_5090, "12.0", COMFYUI_RESTART="job")] == [""]
+    found = gpu(box, RTX_5090, "12.0", LTX_TEXT="clip", **risky)
     assert [finding.status for finding in found] == ["WARN"] * 2
     assert [name for name, one in zip(risky, found, strict=True) if name in one.next] == [*risky]
     assert only(gpu(box, "NVIDIA H200, 143771, 580.159.04", "9.0", **risky))[0] == "OK"
