@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from ltx.errors import FAULTS
 from sandbox.client import Hosted, free_port
 from tests.conftest import ROOT, Box, foreign_comfyui, serving
+from tests.pictures import picture
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
 
@@ -134,6 +135,19 @@ class Quiet(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+
+@contextlib.contextmanager
+def frame_host(before: Callable[[], object]) -> Iterator[str]:
+    """Serves one picture, each time only after `before` returns."""
+
+    class Frames(Quiet):
+        def do_GET(self) -> None:
+            before()
+            self.answer(picture((320, 180)), kind="image/png")
+
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Frames)) as port:
+        yield f"http://127.0.0.1:{port}/frame.png"
 
 
 @contextlib.contextmanager
