@@ -77,7 +77,7 @@ def is_gone(pid: int) -> bool:
 
 
 def comfyui_pid(box: Box) -> int:
-    return int(box.hosted.wait("comfyui.boot")["data"]["pid"])
+    return int(box.hosted.wait("comfyui.step")["data"]["pid"])
 
 
 def start_hung(box: Box, **changes: str) -> tuple[Any, str]:
