@@ -39,7 +39,7 @@ class Texts:
         self.processes, self.process = processes, processes.text
         self.files = processes.conditioning
         self.basis: object = None
-        self.keys = Keys()
+        self.job_id, self.keys = "", Keys()
         # Whether the process is kept for the job after this one, where there is room.
         self.keeps = False
         self.preloads = True
@@ -84,7 +84,7 @@ class Texts:
         """Encodes, in one prompt, what has no file yet. Raises JobError."""
         if not self.keys:
             return
-        started = time.monotonic()
+        self.job_id, started = job_id, time.monotonic()
         self.files.trim(self.keys.values())
         known, unread = len(self.keys), self._unread(self.keys)
         if unread:
@@ -106,6 +106,7 @@ class Texts:
         keys = {text: self.keys[text] for text in texts}
         if lost := self._unread(keys):
             self._encode(lost)
+        self._settle()
         return keys if self.keys else None
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -135,7 +136,8 @@ class Texts:
             except JobError as error:
                 if not error.again:
                     raise
-                log_event("text_retry", f"{error}\n{error.tail}".strip(), logging.WARNING)
+                message = f"{error}\n{error.tail}".strip()
+                log_event("text_retry", message, logging.WARNING, job=self.job_id)
                 # It may have written all of them before it failed.
                 if unread := self._unread(keys):
                     self._attempt(unread)

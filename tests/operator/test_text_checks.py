@@ -106,6 +106,14 @@ def test_an_encoder_that_comfyui_finds_and_the_worker_does_not_is_told(box: Box)
     assert found.next == f"ls -lL {comfyui}/models/text_encoders"
 
 
+def test_model_files_that_lie_elsewhere_are_not_called_whole(box: Box) -> None:
+    comfyui = own_comfyui(box)
+    shutil.rmtree(comfyui / "models")
+    context = DoctorContext(Settings.load(box.environ(COMFYUI_DIR=str(comfyui))), Cancellation())
+    [found] = examine(context, [check for check in CHECKS if check.name == "models"])
+    assert (found.status, "none was looked at" in found.detail) == ("OK", True)
+
+
 @pytest.mark.parametrize("cut", [4, -1])
 def test_a_model_file_that_is_cut_short_fails_with_its_name(box: Box, cut: int) -> None:
     comfyui = own_comfyui(box)
