@@ -43,7 +43,10 @@ RTX_5090 = "NVIDIA GeForce RTX 5090, 32607, 580.95.05"
 @pytest.fixture
 def box(tmp_path: Path, session_hosted: Hosted) -> Iterator[Box]:
     """Checks only read, and one box's probe is in nobody's way, so one hosted side does."""
-    yield Box(tmp_path, session_hosted)
+    box = Box(tmp_path, session_hosted)
+    yield box
+    for worker in box.running:
+        worker.end()
     session_hosted.clear_faults()
     session_hosted.clear_comfyui_script()
 
