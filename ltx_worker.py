@@ -4,11 +4,11 @@
 The life of a job, and the room of each step:
 
 1.  The worker registers, then polls the hosted queue (ltx/hosted/queue_api).
-2.  ComfyUI boots (ltx/comfyui/standby) and is asked whether it fits (ltx/film/circuit_breaker), then
-    the job is claimed; it has a folder of its own in the spool (ltx/job).
+2.  ComfyUI boots (ltx/comfyui/standby) and is asked whether it fits (ltx/film/circuit_breaker),
+    then the job is claimed; it has a folder of its own in the spool (ltx/job).
 3.  Stage data and watermark are checked before anything costs time (ltx/job, ltx/film/pictures).
-4.  The frames are downloaded (ltx/hosted/frames), checked and cut to size (ltx/film/pictures), and a
-    process of its own reads the texts (ltx/film/texts).
+4.  The frames are downloaded (ltx/hosted/frames), checked and cut to size (ltx/film/pictures), and
+    a process of its own reads the texts (ltx/film/texts).
 5.  Every adjacent pair of frames becomes one clip, each on a fresh ComfyUI (ltx/film/film).
 6.  A finished clip is measured, trimmed to exactly 5.0 s and watermarked in one pass while the next
     one renders (ltx/film/finishing).
