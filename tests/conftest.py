@@ -56,6 +56,8 @@ class Box:
         self.settings = box_settings(hosted, self.state) | {
             "COMFYUI_URL": f"http://localhost:{self.port}",
             "COMFYUI_STANDBY": "0",
+            # Reading texts is one more ComfyUI for every job; who tests it switches it on.
+            "LTX_TEXT": "clip",
             # No process waits for a next job; who tests that it does switches it on.
             "LTX_TEXT_KEEP_GB": "100000",
             # A look costs as much as a render here; who tests films or the gate switches it on.

@@ -88,7 +88,7 @@ def deliver_both_shapes(folder: Path) -> None:
         names = ("imageUrl", "endImageUrl", "klingPrompt")
         old = hosted.add_stage(dict(zip(names, [*frames, "an older walk"], strict=True)))
         # An interval that would outlast the test, were the next poll not made at once.
-        box.start(POLL_INTERVAL_S="600")
+        box.start(POLL_INTERVAL_S="600", LTX_TEXT="job")
         done = hosted.wait("complete", old, timeout=60)
         hosted.wait("pending", after=done["seq"])
         outcomes = [hosted.job(job)["outcome"] for job in (new, old)]

@@ -108,11 +108,10 @@ BOOTING = Moment(
     "booting",
     "comfyui.boot",
     clips=2,
-    # The first clip's, the texts', then the second clip's.
-    script=(QUICK_BOOT, QUICK_BOOT, HANGING_BOOT),
+    script=(QUICK_BOOT, HANGING_BOOT),
     alive=True,
     prompts=(1, 1),
-    times=3,
+    times=2,
 )
 RENDERING = Moment(
     "rendering",

@@ -227,6 +227,7 @@ def test_the_watchdog_starves_while_the_main_loop_is_stuck(box: Box, notified: N
         NOTIFY_SOCKET=notified.address,
         WATCHDOG_USEC=WATCHDOG_USEC,
         HEARTBEAT_INTERVAL_S="0.2",
+        LTX_TEXT="job",
     )
     box.hosted.wait("heartbeat", where=lambda b: b["data"]["progress"]["stage"] == "booting")
     heard, beats = len(notified.lines), box.hosted.now()

@@ -95,15 +95,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     python.write_text(f'#!/bin/sh\n. "{folder}/environ"\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (folder / "environ").write_text("")
-    with serving(folder, COMFYUI_PYTHON=str(python), CLIP_GATE="enforce") as box:
+    with serving(folder, COMFYUI_PYTHON=str(python), CLIP_GATE="enforce", LTX_TEXT="job") as box:
         yield box
-
-
-@pytest.fixture
-def box(box: Box) -> Box:
-    """Here the processes that render are looked at; test_text_process.py has the one that reads."""
-    box.settings["LTX_TEXT"] = "clip"
-    return box
 
 
 @pytest.fixture

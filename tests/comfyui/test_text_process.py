@@ -22,6 +22,12 @@ from tests.pictures import picture
 LOADER = "LTXWorkerLoadConditioning"
 
 
+@pytest.fixture
+def box(box: Box) -> Box:
+    box.settings["LTX_TEXT"] = "job"
+    return box
+
+
 def pids(box: Box, kind: str) -> list[int]:
     return [event["data"]["pid"] for event in box.hosted.events(f"comfyui.{kind}")]
 

@@ -85,7 +85,7 @@ def test_three_failures_of_the_box_in_a_row_end_claiming_until_a_probe_passes(bo
     box.hosted.script_comfyui(*[FAILS_TO_BOOT] * 50)
     failing = [box.add_job() for _ in range(3)]
     # The boots are counted, and one that reads texts would take some of the failures.
-    worker = box.start("run", LTX_TEXT="clip")
+    worker = box.start("run")
     for job in failing:
         assert box.hosted.wait("fail", job=job)["data"]["error"]["code"] == "comfyui_unavailable"
     waiting = box.add_job()

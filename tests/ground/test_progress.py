@@ -14,7 +14,7 @@ def test_heartbeats_go_on_while_the_disk_stalls(box: Box) -> None:
     stalled = box.state / "pace.part"
     os.mkfifo(stalled)
     box.add_job()
-    worker = box.start("run", "--once")
+    worker = box.start("run", "--once", LTX_TEXT="job")
     box.hosted.wait("comfyui.text")
     beat = box.hosted.wait(
         "heartbeat", where=lambda one: one["data"]["progress"]["stage"] == "booting"

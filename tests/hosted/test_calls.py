@@ -64,6 +64,7 @@ def test_a_cancelled_call_ends_at_once_and_is_over(evil: Evil) -> None:
 def test_a_call_that_cannot_be_ended_is_left_behind_and_opens_nothing_later() -> None:
     caller, release = Caller(), threading.Event()
     late: list[object] = []
+    before = set(threading.enumerate())
     ours, theirs = socket.socketpair()
 
     def stuck() -> None:
@@ -75,10 +76,9 @@ def test_a_call_that_cannot_be_ended_is_left_behind_and_opens_nothing_later() ->
 
     with pytest.raises(Unavailable):
         caller.call(stuck, 0.1)
-    left = [thread for thread in threading.enumerate() if thread.name == "calls"]
+    [left] = set(threading.enumerate()) - before
     release.set()
-    for thread in left:
-        thread.join(10)
+    left.join(10)
     assert str(late[0]) == "the call was given up"
     assert theirs.recv(1) == b""
     assert caller.call(lambda: 7, 1.0) == 7

@@ -54,7 +54,9 @@ def box(tmp_path: Path, session_hosted: Hosted) -> Iterator[Box]:
 def look(box: Box, name: str, **changes: str) -> list[Finding]:
     """What one check says of the box."""
     cancellation = Cancellation()
-    context = DoctorContext(Settings.load(box.environ(**changes)), cancellation)
+    context = DoctorContext(
+        Settings.load(box.environ(**{"LTX_TEXT": "job", **changes})), cancellation
+    )
     with context.undo:
         return list(examine(context, [check for check in CHECKS if check.name == name]))
 

@@ -24,7 +24,9 @@ GEMMA = "gemma-3-12b-it-qat-Q4_K_M.gguf"
 
 @pytest.fixture
 def box(tmp_path: Path, session_hosted: Hosted) -> Iterator[Box]:
-    yield Box(tmp_path, session_hosted)
+    box = Box(tmp_path, session_hosted)
+    box.settings["LTX_TEXT"] = "job"
+    yield box
     session_hosted.clear_comfyui_script()
 
 
