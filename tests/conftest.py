@@ -20,7 +20,6 @@ from sandbox.launch import WORKER, Running, box_settings, environ, pace, started
 from tests.hosted_fork import ForkedHosted
 from tests.pictures import picture
 
-__all__ = ["ROOT", "WORKER", "Running"]  # of the sandbox, for the tests to use
 SIZE = (128, 72)
 
 

@@ -22,7 +22,8 @@ from ltx.errors import JobError
 from ltx.hosted.retry import backoff, parse_retry_after
 from ltx.job import parse_stage_data
 from sandbox.client import Hosted, NothingHappened
-from tests.conftest import Box, Running, a_stage, made_once
+from sandbox.launch import Running
+from tests.conftest import Box, a_stage, made_once
 from tests.pictures import picture
 
 URL = "https://pictures.example/a.png"

@@ -24,7 +24,8 @@ from ltx.job import Job
 from ltx.process import LAUNCHER
 from ltx.state import claim_folder
 from sandbox.client import Event, Hosted, NothingHappened
-from tests.conftest import Box, Running
+from sandbox.launch import Running
+from tests.conftest import Box
 from tests.pictures import picture
 
 # The promise of a stop; it is a bound, not a speed that is measured.

@@ -19,8 +19,9 @@ import pytest
 
 from ltx.hosted.http import CALL_S
 from ltx.state import claim_folder
-from sandbox.client import free_port
-from tests.conftest import ROOT, WORKER, Box
+from sandbox.client import ROOT, free_port
+from sandbox.launch import WORKER
+from tests.conftest import Box
 
 UNIT = ROOT / "systemd" / "ltx-worker.service"
 HUNG = {"on": "prompt", "kind": "hang", "at": 3}

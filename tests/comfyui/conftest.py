@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from tests.conftest import ROOT
+from sandbox.client import ROOT
 
 PACK = ROOT / "ltx" / "comfyui" / "nodes" / "ltx_worker_nodes" / "__init__.py"
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from ltx.errors import FAULTS
-from sandbox.client import Hosted, free_port
-from tests.conftest import ROOT, Box, foreign_comfyui, serving
+from sandbox.client import ROOT, Hosted, free_port
+from tests.conftest import Box, foreign_comfyui, serving
 from tests.pictures import picture
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))

@@ -17,7 +17,7 @@ from ltx.comfyui.workflow import ClipSpec, build_workflow
 from ltx.errors import JobError
 from ltx.operator.comfyui_checks import name_the_older
 from ltx.settings import Settings, Size
-from tests.conftest import ROOT
+from sandbox.client import ROOT
 from tests.ground.test_settings import NEEDED
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))

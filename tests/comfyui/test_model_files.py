@@ -20,7 +20,7 @@ from ltx.comfyui.model_files import (
 )
 from ltx.comfyui.model_headers import BLOCKS, find_damage
 from ltx.settings import Settings
-from tests.conftest import ROOT
+from sandbox.client import ROOT
 
 GEMMA, PROJECTION = "gemma-3-12b-it-qat-Q4_K_M.gguf", "ltx-2.3_text_projection_bf16.safetensors"
 Q4_K = 12

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from ltx.comfyui.workflow import NEGATIVE_PROMPT
+from sandbox.client import ROOT
+from sandbox.launch import Running
 from tests.comfyui.test_comfyui import frame_host
-from tests.conftest import ROOT, Box, Running, foreign_comfyui
+from tests.conftest import Box, foreign_comfyui
 from tests.pictures import picture
 
 LOADER = "LTXWorkerLoadConditioning"

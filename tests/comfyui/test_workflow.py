@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ltx.comfyui.workflow import NEGATIVE_PROMPT, ClipSpec, build_workflow
 from ltx.job import render_size, seed_for
 from ltx.settings import SAMPLERS, Settings, Size
-from tests.conftest import ROOT, WORKER
+from sandbox.client import ROOT
+from sandbox.launch import WORKER
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
 

@@ -23,7 +23,8 @@ import pytest
 from PIL import Image
 
 from sandbox.client import free_port
-from tests.conftest import SIZE, WORKER, Box, Running, a_stage, made_once
+from sandbox.launch import WORKER, Running
+from tests.conftest import SIZE, Box, a_stage, made_once
 from tests.pictures import Array, likeness, picture
 
 CLIP_FRAMES = 120

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import WORKER, Box
+from sandbox.launch import WORKER
+from tests.conftest import Box
 from tests.pictures import picture
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ltx.errors import FAULTS, ConfigError, LockHeld, StateUnusable
-from tests.conftest import ROOT
+from sandbox.client import ROOT
 from tests.ground.test_settings import DEFAULTS, NEEDED
 
 README = (ROOT / "README.md").read_text()

@@ -18,7 +18,8 @@ import pytest
 
 from ltx.errors import ConfigError
 from ltx.settings import Settings
-from tests.conftest import ROOT, Box, install
+from sandbox.client import ROOT
+from tests.conftest import Box, install
 
 EXAMPLE = ROOT / ".env.example"
 TOKEN = "vercel_blob_rw_Store_Secret"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ltx.hosted.answers import Past, Verdict, judge, name_body
+from sandbox.client import ROOT
 from sandbox.edges import LOST, MISSING, SUCCESSES
-from tests.conftest import ROOT, Box
+from tests.conftest import Box
 
 NONSENSE = {"frames": "none"}
 POLL = "GET /api/videogen/pending"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Box, Running
+from sandbox.launch import Running
+from tests.conftest import Box
 
 SUSPENDED = {"error": {"code": "store_suspended", "message": "Store is suspended"}}
 STORE = "Sandbox0Store1234"

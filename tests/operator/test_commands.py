@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import WORKER, Box
+from sandbox.launch import WORKER
+from tests.conftest import Box
 
 
 def ask(box: Box, *arguments: str, **changes: str) -> tuple[int, str]:

@@ -28,9 +28,9 @@ from ltx.operator.comfyui_checks import tell_gap
 from ltx.operator.doctor import examine
 from ltx.operator.findings import DoctorContext, Finding
 from ltx.settings import Settings, Size
-from sandbox.client import Hosted, free_port
+from sandbox.client import ROOT, Hosted, free_port
 from sandbox.edges import DENIALS, MISSING
-from tests.conftest import ROOT, Box, foreign_comfyui, install
+from tests.conftest import Box, foreign_comfyui, install
 from tests.pictures import picture
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ltx.state import claim_folder
-from sandbox.client import Hosted
+from sandbox.client import ROOT, Hosted
 from sandbox.launch import worker_command
-from tests.conftest import ROOT, Box
+from tests.conftest import Box
 from tests.operator.test_doctor import look, only, program
 
 HEALTHY = {

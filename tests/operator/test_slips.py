@@ -18,7 +18,8 @@ from ltx.errors import ConfigError, JobError
 from ltx.hosted.frames import FrameHost, is_public
 from ltx.job import parse_stage_data
 from ltx.settings import Settings
-from tests.conftest import ROOT, Box, install
+from sandbox.client import ROOT
+from tests.conftest import Box, install
 from tests.ground.test_settings import NEEDED, problems
 from tests.operator.test_doctor import look, only, program
 from tests.pictures import picture

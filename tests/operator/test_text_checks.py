@@ -14,9 +14,9 @@ from ltx.operator.checks import CHECKS
 from ltx.operator.doctor import examine
 from ltx.operator.findings import DoctorContext, Finding
 from ltx.settings import Settings
-from sandbox.client import Hosted
+from sandbox.client import ROOT, Hosted
 from tests.comfyui.test_model_files import yaml_python
-from tests.conftest import ROOT, Box, foreign_comfyui
+from tests.conftest import Box, foreign_comfyui
 
 LOOKALIKE = ROOT / "sandbox" / "comfyui"
 GEMMA = "gemma-3-12b-it-qat-Q4_K_M.gguf"
