@@ -27,6 +27,7 @@ from sandbox.client import Event, Hosted, NothingHappened
 from sandbox.launch import Running
 from tests.conftest import Box
 from tests.pictures import picture
+from tests.sandbox.callers import Store
 
 # The promise of a stop; it is a bound, not a speed that is measured.
 STOP_S = 20
@@ -369,6 +370,21 @@ def test_a_finished_films_outcome_outlives_a_lease_that_ends_in_an_outage(box: B
     hosted.wait("complete", job, timeout=60)
     assert prompts(hosted) == [1], worker.log
     assert len(hosted.events("blob.put")) == 1
+
+
+def test_a_film_that_waited_replaces_what_another_worker_put_in_its_place(box: Box) -> None:
+    hosted = box.hosted
+    hosted.set_options(leaseSec=4)
+    worker, job = RETRYING.hold(box)
+    since = hosted.now()
+    hosted.fault(BEAT, times=-1, status=503)
+    hosted.wait("pending", after=hosted.wait("fault", after=since)["seq"])
+    other = Store(hosted).put(f"spatial-story/output/{job}.mp4", x_allow_overwrite="1")
+    assert other.status_code == 200
+    hosted.clear_faults()
+    done = hosted.wait("complete", job, timeout=60)
+    assert hosted.blob_path(job).stat().st_size == done["data"]["sizeBytes"], worker.log
+    assert prompts(hosted) == [1], "it was rendered anew"
 
 
 def test_a_final_failure_that_waits_is_reported_not_worked_on_when_the_job_is_offered_again(

@@ -145,7 +145,12 @@ class Outbox:
         return outcome
 
     def _tell(self, job: Job) -> str:
-        outcome = job.decided or self._upload(job)
+        outcome = job.decided
+        if outcome is None:
+            outcome = self._upload(job)
+        elif outcome.verb == "complete":
+            # Whoever had the job while our lease was over may have put another film there.
+            self._put(job)
         self.progress.update("reporting")
         try:
             self._report(job, outcome)
@@ -195,22 +200,27 @@ class Outbox:
         try:
             # The lease may have run out in an outage; a film is worth asking for the job again.
             self.api.claim(job.id)
+            self._put(job)
             self.api.finish(job.id, *outcome)
         except Refusal:
             # What was reported without an answer, and is nobody's to claim, is done by that report.
             if not was_asked:
                 raise conflict from None
 
-    def _upload(self, job: Job) -> Outcome:
-        """Puts the film where the hosted side expects it; the outcome, which is written down."""
-        size = job.output.stat().st_size
+    def _put(self, job: Job) -> str:
+        """Puts the film where the hosted side expects it, unless it is there; gives its URL."""
 
         def on_sent(sent: int, size: int) -> None:
             self.progress.update("uploading", step=round(100 * sent / size), steps=100)
 
+        return self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+
+    def _upload(self, job: Job) -> Outcome:
+        """The outcome of a film that is put or refused, which is written down."""
+        size = job.output.stat().st_size
         try:
             with self.progress.timed("upload", job=job.id, bytes=size):
-                url = self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+                url = self._put(job)
             outcome = Outcome("complete", self._describe(job, url))
         except Unavailable as error:
             # It has had its tries; other jobs need not wait for the store to come back.
