@@ -323,7 +323,7 @@ class Comfy:
         return self.child.tail() if self.child else ""
 
     def end(self) -> None:
-        self.http.caller.close()
+        self.http.close()
         if self.child:
             self.child.end(END_GRACE_S)
         if self.home:

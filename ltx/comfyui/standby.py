@@ -145,6 +145,7 @@ class ComfyProcesses:
         comfy = Comfy(self.settings.comfyui_url, self.cancellation)
         if not comfy.answers():
             self.note_stranger(comfy.stranger)
+            comfy.end()
             return None
         if not self.foreign_logged:
             log_event("comfyui_foreign", "Using a ComfyUI that we did not start.", url=comfy.url)

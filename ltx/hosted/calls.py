@@ -38,10 +38,11 @@ class CallThread(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while work := self.work.get():
-            work()
-            with contextlib.suppress(OSError):
-                self.bell.send(b"!")
+        with self.done, self.bell:
+            while work := self.work.get():
+                work()
+                with contextlib.suppress(OSError):
+                    self.bell.send(b"!")
 
 
 class Caller:
@@ -98,8 +99,8 @@ class Caller:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
-        for double in [double for double, is_open in self.sockets.items() if not is_open()]:
-            del self.sockets[double]
+        for double in [double for double, is_open in list(self.sockets.items()) if not is_open()]:
+            self.sockets.pop(double, None)
             double.close()
 
     def _hang_up(self, thread: CallThread) -> None:
@@ -112,7 +113,14 @@ class Caller:
             self.close()
 
     def close(self) -> None:
-        """Lets the thread go; it ends with the call that it is in."""
+        """Lets the thread go; it ends with the call that it is in.
+
+        What it holds is closed here and there, not when Python gets round to collecting it: by then
+        a worker of some hundred jobs has more descriptors than select() takes.
+        """
+        for double in list(self.sockets):
+            self.sockets.pop(double)
+            double.close()
         if self.thread:
             self.thread.work.put(None)
         self.thread = None

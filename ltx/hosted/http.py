@@ -151,6 +151,11 @@ class Http:
         headers = {"user-agent": f"ltx-worker/{VERSION}", "accept-encoding": "identity"}
         self.session.headers.update(headers)
 
+    def close(self) -> None:
+        """Ends its connections and its thread; another call opens them anew."""
+        self.caller.close()
+        self.session.close()
+
     def exchange(
         self, method: str, url: str, *, seconds: float = CALL_S, sink: IO[bytes] | None = None,
         limit: int = MAX_JSON_BYTES, wait: Wait | None = None,
