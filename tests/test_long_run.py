@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.conftest import Box
+from tests.conftest import Box, foreign_comfyui
 
 
 def open_files(pid: int) -> Counter[str]:
@@ -33,6 +33,15 @@ def open_files(pid: int) -> Counter[str]:
     ids=["plain", "standby", "texts kept", "texts ended"],
 )
 def test_no_descriptor_is_left_open_by_a_job(box: Box, settings: dict[str, str]) -> None:
+    serve_five_jobs(box, settings)
+
+
+def test_no_descriptor_is_left_open_with_a_comfyui_of_somebody_else(box: Box) -> None:
+    with foreign_comfyui(box):
+        serve_five_jobs(box, {})
+
+
+def serve_five_jobs(box: Box, settings: dict[str, str]) -> None:
     worker, seen = box.start("run", **settings), list[Counter[str]]()
     for number in range(5):
         job = box.add_job(text=f"walk {number}")

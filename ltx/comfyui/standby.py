@@ -56,6 +56,8 @@ class ComfyProcesses:
 
     def _warm(self) -> Comfy:
         if self.spare is None or not self.spare.child:
+            if self.spare:
+                self.spare.end()
             self.spare = (None if self.current else self._find_foreign()) or self._boot()
         return self.spare
 
