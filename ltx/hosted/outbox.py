@@ -149,8 +149,7 @@ class Outbox:
         if outcome is None:
             outcome = self._upload(job)
         elif outcome.verb == "complete":
-            # Whoever had the job while our lease was over may have put another film there.
-            self._put(job)
+            self._put_again(job)
         self.progress.update("reporting")
         try:
             self._report(job, outcome)
@@ -200,7 +199,7 @@ class Outbox:
         try:
             # The lease may have run out in an outage; a film is worth asking for the job again.
             self.api.claim(job.id)
-            self._put(job)
+            self._put_again(job)
             self.api.finish(job.id, *outcome)
         except Refusal:
             # What was reported without an answer, and is nobody's to claim, is done by that report.
@@ -214,6 +213,14 @@ class Outbox:
             self.progress.update("uploading", step=round(100 * sent / size), steps=100)
 
         return self.blob.put(job.output, f"spatial-story/output/{job.id}.mp4", on_sent)
+
+    def _put_again(self, job: Job) -> None:
+        """Whoever had the job while our lease was over may have put another film there.
+
+        A store that does not answer now holds up no report of a film that it has taken.
+        """
+        with contextlib.suppress(Unavailable, Refusal, FileNotFoundError):
+            self._put(job)
 
     def _upload(self, job: Job) -> Outcome:
         """The outcome of a film that is put or refused, which is written down."""

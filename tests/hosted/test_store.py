@@ -114,3 +114,12 @@ def test_an_outcome_that_the_api_refuses_is_not_called_complete(box: Box) -> Non
     job = box.add_job()
     worker = box.run_once()
     assert outcomes(worker, job) == ["refused"]
+
+
+def test_a_film_that_the_store_took_is_reported_whatever_the_store_says_later(box: Box) -> None:
+    box.hosted.fault("PATCH */complete", status=503, times=2)
+    box.hosted.fault("GET /api/blob*", after=1, times=-1, status=403, body=SUSPENDED)
+    job = box.add_job()
+    worker = box.run_once()
+    assert box.hosted.job(job)["state"] == "completed", worker.log
+    assert outcomes(worker, job) == ["complete"]
