@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +14,7 @@ from ltx.progress import StageDurations
 from ltx.settings import Settings
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
+from tests.programs import preceded
 
 INTERVAL_S = 0.2
 # Where the promise is broken, a beat is missing for as long as the work takes: 1.5 s or more.
@@ -47,13 +46,7 @@ class Watched(NamedTuple):
 
 def slow_encoder(folder: Path) -> str:
     """A PATH on which ffmpeg takes its time over the trimming of a clip."""
-    script = folder / "bin" / "ffmpeg"
-    script.parent.mkdir()
-    real = shutil.which("ffmpeg")
-    slow = f'case "$*" in *trim=*) sleep {WORK_S};; esac'
-    script.write_text(f'#!/bin/sh\n{slow}\nexec {real} "$@"\n')
-    script.chmod(0o755)
-    return f"{script.parent}:{os.environ['PATH']}"
+    return preceded(folder, "ffmpeg", f'case "$*" in *trim=*) sleep {WORK_S};; esac')
 
 
 @pytest.fixture(scope="module")

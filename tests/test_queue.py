@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -25,6 +23,7 @@ from sandbox.client import Hosted, NothingHappened
 from sandbox.launch import Running
 from tests.conftest import Box, a_stage, made_once
 from tests.pictures import picture
+from tests.programs import stand_in
 
 URL = "https://pictures.example/a.png"
 NONSENSE = {"frames": "none"}
@@ -115,8 +114,7 @@ def gaps(calls: list[dict[str, Any]]) -> list[float]:
 def test_registration_tells_worker_host_version_and_gpu(
     box: Box, answer: str, gpu: tuple[str, int] | None
 ) -> None:
-    program(box.folder / "bin" / "nvidia-smi", answer)
-    box.start(PATH=f"{box.folder / 'bin'}:{os.environ['PATH']}")
+    box.start(PATH=stand_in(box.folder, "nvidia-smi", answer))
     told = box.hosted.wait("register")["data"]
     assert told.pop("version")
     assert told == {
@@ -124,12 +122,6 @@ def test_registration_tells_worker_host_version_and_gpu(
         "hostname": socket.gethostname(),
         "gpu": gpu and {"name": gpu[0], "vramBytes": gpu[1]},
     }
-
-
-def program(path: Path, script: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
 @pytest.mark.parametrize(

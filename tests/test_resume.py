@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import uuid
@@ -27,6 +26,7 @@ from sandbox.client import Event, Hosted, NothingHappened
 from sandbox.launch import Running
 from tests.conftest import Box
 from tests.pictures import picture
+from tests.programs import preceded
 from tests.sandbox.callers import Store
 
 # The promise of a stop; it is a bound, not a speed that is measured.
@@ -88,14 +88,10 @@ def stuck_encoder(box: Box, moment: str) -> str:
     if moment != "encoding":
         return os.environ["PATH"]
     os.mkfifo(box.folder / "stuck")
-    script = box.folder / "bin" / "ffmpeg"
-    script.parent.mkdir()
     kept = f"until ls {box.state}/jobs/*/clips/000.mp4; do sleep 0.05; done"
     stuck = f'{kept}; echo up > "{box.folder}/stuck"; exec sleep 600'
     case = f'case "$*" in *trim=*/001.part*) {stuck};; esac'
-    script.write_text(f'#!/bin/sh\n{case}\nexec {shutil.which("ffmpeg")} "$@"\n')
-    script.chmod(0o755)
-    return f"{script.parent}:{os.environ['PATH']}"
+    return preceded(box.folder, "ffmpeg", case)
 
 
 CLAIMED = Moment("claimed", "claim", fault={"match": CLAIM, "landThenReset": True})
@@ -359,13 +355,20 @@ def test_a_cancelled_upload_stops_sending(box: Box) -> None:
 # Outcomes
 
 
-def test_a_finished_films_outcome_outlives_a_lease_that_ends_in_an_outage(box: Box) -> None:
+def hold_until_the_lease_ends(box: Box) -> tuple[Running, str]:
+    """A worker whose film waits for its report in an outage that the lease does not outlive."""
     hosted = box.hosted
     hosted.set_options(leaseSec=4)
     worker, job = RETRYING.hold(box)
     since = hosted.now()
     hosted.fault(BEAT, times=-1, status=503)
     hosted.wait("pending", after=hosted.wait("fault", after=since)["seq"])
+    return worker, job
+
+
+def test_a_finished_films_outcome_outlives_a_lease_that_ends_in_an_outage(box: Box) -> None:
+    hosted = box.hosted
+    worker, job = hold_until_the_lease_ends(box)
     hosted.clear_faults()
     hosted.wait("complete", job, timeout=60)
     assert prompts(hosted) == [1], worker.log
@@ -374,11 +377,7 @@ def test_a_finished_films_outcome_outlives_a_lease_that_ends_in_an_outage(box: B
 
 def test_a_film_that_waited_replaces_what_another_worker_put_in_its_place(box: Box) -> None:
     hosted = box.hosted
-    hosted.set_options(leaseSec=4)
-    worker, job = RETRYING.hold(box)
-    since = hosted.now()
-    hosted.fault(BEAT, times=-1, status=503)
-    hosted.wait("pending", after=hosted.wait("fault", after=since)["seq"])
+    worker, job = hold_until_the_lease_ends(box)
     other = Store(hosted).put(f"spatial-story/output/{job}.mp4", x_allow_overwrite="1")
     assert other.status_code == 200
     hosted.clear_faults()

@@ -26,6 +26,7 @@ from sandbox.client import free_port
 from sandbox.launch import WORKER, Running
 from tests.conftest import SIZE, Box, a_stage, made_once
 from tests.pictures import Array, likeness, picture
+from tests.programs import preceded
 
 CLIP_FRAMES = 120
 TALL = SIZE[::-1]
@@ -100,11 +101,7 @@ def draw(name: str, number: int) -> bytes:
 
 def watch_ffmpeg(folder: Path) -> str:
     """A PATH on which `ffmpeg` notes its arguments before it does its work."""
-    (folder / "bin").mkdir()
-    program, notes = folder / "bin" / "ffmpeg", folder / "ffmpeg.txt"
-    program.write_text(f'#!/bin/sh\necho "$*" >>"{notes}"\nexec "{shutil.which("ffmpeg")}" "$@"\n')
-    program.chmod(0o755)
-    return f"{program.parent}:{os.environ['PATH']}"
+    return preceded(folder, "ffmpeg", f'echo "$*" >>"{folder / "ffmpeg.txt"}"')
 
 
 def deliver(box: Box, path: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SIZE, Box
+from tests.programs import preceded
 
 RAW_SIZE = (SIZE[0], 96)
 
@@ -29,15 +28,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def without_encoder(box: Box) -> str:
     """A PATH on which ffmpeg renders and decodes, but cannot encode for the customer."""
-    program = box.folder / "bin" / "ffmpeg"
-    program.parent.mkdir()
-    real = shutil.which("ffmpeg")
-    program.write_text(
-        f'#!/bin/sh\ncase "$*" in *.raw.mp4*libx264*) echo no encoder >&2; exit 1;; esac\n'
-        f'exec "{real}" "$@"\n'
-    )
-    program.chmod(0o755)
-    return f"{program.parent}:{os.environ['PATH']}"
+    refusal = 'case "$*" in *.raw.mp4*libx264*) echo no encoder >&2; exit 1;; esac'
+    return preceded(box.folder, "ffmpeg", refusal)
 
 
 def test_a_damaged_clip_is_refused(box: Box, damaged: Path) -> None:

@@ -16,6 +16,7 @@ from ltx.errors import DISK_FULL
 from ltx.job import job_bytes
 from ltx.settings import Size
 from tests.conftest import SIZE, Box
+from tests.programs import preceded
 
 # What tells ffmpeg's call of this moment from its others.
 FFMPEG_AT = {"cutting": "*/0.part*", "encoding": "*trim=*"}
@@ -60,14 +61,10 @@ def stop_at(box: Box, moment: str) -> str:
         box.hosted.script_comfyui({"on": "prompt", "kind": "slow", "factor": 10})
     for name in ("reached", "go"):
         os.mkfifo(box.folder / name)
-    script = box.folder / "bin" / "ffmpeg"
-    script.parent.mkdir()
     once = f'mkdir "{box.folder}/once" && echo up > "{box.folder}/reached"'
     stop = f'if {once}; then read -r _ < "{box.folder}/go"; fi'
     case = f'case "$*" in {FFMPEG_AT.get(moment, "never")}) {stop};; esac'
-    script.write_text(f'#!/bin/sh\n{case}\nexec {shutil.which("ffmpeg")} "$@"\n')
-    script.chmod(0o755)
-    return f"{script.parent}:{os.environ['PATH']}"
+    return preceded(box.folder, "ffmpeg", case)
 
 
 def await_moment(box: Box, moment: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tests.film.frames import ALIKE, SHAPE, cut_to, pixels_of, prepare
 from tests.film.picture_files import SHOWN, exif, jpeg, managed, restarts, webp
 from tests.film.profiles import P3_V4
 from tests.pictures import image_of, likeness, save
+from tests.programs import stand_in
 
 STRAY = restarts(jpeg(restart_marker_rows=1))
 
@@ -48,16 +48,9 @@ def test_a_frame_is_cut_around_its_middle(media: Media, tmp_path: Path, shape: S
 # Side by side
 
 
-def a_program(folder: Path, name: str, script: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-
-
 def media_with(folder: Path, script: str) -> Media:
     """One whose ffmpeg is a script."""
-    a_program(folder / "bin", "ffmpeg", script)
-    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    path = stand_in(folder, "ffmpeg", script)
     return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())
 
 
@@ -121,7 +114,7 @@ def test_a_frame_costs_one_process(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     note = f'echo "$0" >> {calls}; exec '
     media = media_with(tmp_path, f'{note}{shutil.which("ffmpeg")} "$@"')
-    a_program(tmp_path / "bin", "ffprobe", f'{note}{shutil.which("ffprobe")} "$@"')
+    stand_in(tmp_path, "ffprobe", f'{note}{shutil.which("ffprobe")} "$@"')
     files = [save(image_of(1)), jpeg(exif=exif(6)), webp(icc_profile=P3_V4)]
     prepare_all(media, tmp_path, files, at_once=1)
     assert len(calls.read_text().splitlines()) == len(files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -32,6 +31,7 @@ from sandbox.client import ROOT, Hosted, free_port
 from sandbox.edges import DENIALS, MISSING
 from tests.conftest import Box, foreign_comfyui, install
 from tests.pictures import picture
+from tests.programs import stand_in
 
 sys.path.insert(0, str(ROOT / "sandbox" / "comfyui"))
 
@@ -61,18 +61,9 @@ def look(box: Box, name: str, **changes: str) -> list[Finding]:
         return list(examine(context, [check for check in CHECKS if check.name == name]))
 
 
-def program(box: Box, name: str, script: str) -> str:
-    """The PATH on which a program of this name is this script."""
-    path = box.folder / "bin" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return f"{path.parent}:{os.environ['PATH']}"
-
-
 def without(box: Box, word: str) -> str:
     """The PATH on which ffmpeg was built without something."""
-    return program(box, "ffmpeg", f'{shutil.which("ffmpeg")} "$@" | sed "s/{word}/other/g"')
+    return stand_in(box.folder, "ffmpeg", f'{shutil.which("ffmpeg")} "$@" | sed "s/{word}/other/g"')
 
 
 def only(found: list[Finding]) -> tuple[str, str, str]:
@@ -111,7 +102,7 @@ def test_an_ffmpeg_that_lacks_something_fails(box: Box, word: str, told: str) ->
 
 
 def test_an_absent_ffprobe_fails(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = program(box, "ffmpeg", "exit 0").partition(":")[0]
+    path = stand_in(box.folder, "ffmpeg", "exit 0").partition(":")[0]
     monkeypatch.setenv("PATH", path)
     status, detail, then = only(look(box, "programs"))
     assert (status, then) == ("FAIL", "sudo apt install ffmpeg util-linux coreutils")
@@ -245,7 +236,7 @@ def test_memory_is_weighed_with_swap() -> None:
 
 def gpu(box: Box, name: str, compute: str, **changes: str) -> list[Finding]:
     answer = f'case "$*" in *compute_cap*) echo {compute};; *) echo "{name}";; esac'
-    return look(box, "gpu", PATH=program(box, "nvidia-smi", answer), **changes)
+    return look(box, "gpu", PATH=stand_in(box.folder, "nvidia-smi", answer), **changes)
 
 
 def test_a_gpu_is_named_and_blackwell_is_warned_of_what_is_risky_there(box: Box) -> None:
@@ -268,12 +259,12 @@ def test_a_gpu_is_named_and_blackwell_is_warned_of_what_is_risky_there(box: Box)
 def test_a_small_gpu_and_none_warn(box: Box) -> None:
     status, detail, _ = only(gpu(box, "NVIDIA GeForce RTX 4090, 24564, 570.1", "8.9"))
     assert (status, detail[:8]) == ("WARN", "24564 MB")
-    path = program(box, "nvidia-smi", "echo 'No devices were found'; exit 6")
+    path = stand_in(box.folder, "nvidia-smi", "echo 'No devices were found'; exit 6")
     assert only(look(box, "gpu", PATH=path))[:2] == ("WARN", "nvidia-smi tells of no GPU")
 
 
 def test_a_python_that_does_not_run_fails(box: Box) -> None:
-    python = program(box, "python", "exit 1").partition(":")[0] + "/python"
+    python = stand_in(box.folder, "python", "exit 1").partition(":")[0] + "/python"
     status, _, then = only(look(box, "interpreter", COMFYUI_PYTHON=python))
     assert (status, then) == ("FAIL", f"{python} --version")
 
@@ -338,7 +329,7 @@ def test_an_input_that_an_older_pack_spells_otherwise_and_a_sampler_it_lacks_are
 
 
 def test_without_systemd_the_service_warns(box: Box) -> None:
-    path = program(box, "systemctl", "exit 1")
+    path = stand_in(box.folder, "systemctl", "exit 1")
     assert "nothing restarts the worker" in only(look(box, "service", PATH=path))[1]
 
 
@@ -348,7 +339,7 @@ def test_a_broken_box_is_told_whole_and_what_hangs_on_a_failure_is_skipped(box: 
     home.mkdir()
     (home / ".env").write_text("LTX_SAMPLER=euler\n")
     (home / ".env").chmod(0o644)
-    python = program(box, "python", "exit 1").partition(":")[0] + "/python"
+    python = stand_in(box.folder, "python", "exit 1").partition(":")[0] + "/python"
     environ = box.environ(COMFYUI_PYTHON=python, VIDEOGEN_WORKER_SECRET="not-the-right-one")
     command = [sys.executable, str(install(home)), "doctor"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
@@ -366,7 +357,7 @@ def test_a_broken_box_is_told_whole_and_what_hangs_on_a_failure_is_skipped(box: 
 
 
 def test_the_quick_checks_refuse_a_start_but_an_absent_watermark_only_warns(box: Box) -> None:
-    python = program(box, "python", "exit 1").partition(":")[0] + "/python"
+    python = stand_in(box.folder, "python", "exit 1").partition(":")[0] + "/python"
     worker = box.start("run", WATERMARK_PATH="/absent.png", COMFYUI_PYTHON=python)
     assert worker.wait() == 78
     assert f"ltx_worker: COMFYUI_PYTHON={python} does not run. Next: {python} --ver" in worker.log

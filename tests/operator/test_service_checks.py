@@ -13,7 +13,8 @@ from ltx.state import claim_folder
 from sandbox.client import ROOT, Hosted
 from sandbox.launch import worker_command
 from tests.conftest import Box
-from tests.operator.test_doctor import look, only, program
+from tests.operator.test_doctor import look, only
+from tests.programs import stand_in
 
 HEALTHY = {
     "LoadState": "loaded",
@@ -35,8 +36,8 @@ def box(tmp_path: Path, session_hosted: Hosted) -> Box:
 def told_by(box: Box, linger: str = "yes", **changes: str) -> tuple[str, str, str]:
     """The one finding when systemd tells this of the unit."""
     shown = "\\n".join(f"{name}={value}" for name, value in {**HEALTHY, **changes}.items())
-    program(box, "systemctl", f"printf '{shown}\\n'")
-    path = program(box, "loginctl", f"echo Linger={linger}")
+    stand_in(box.folder, "systemctl", f"printf '{shown}\\n'")
+    path = stand_in(box.folder, "loginctl", f"echo Linger={linger}")
     return only(look(box, "service", PATH=path))
 
 
@@ -96,8 +97,8 @@ def test_a_worker_that_runs_by_hand_is_no_service_that_is_down(box: Box) -> None
 
 def test_the_doctor_exits_with_1_for_a_service_that_is_down(box: Box) -> None:
     shown = "\\n".join(f"{n}={v}" for n, v in {**HEALTHY, "ActiveState": "inactive"}.items())
-    program(box, "loginctl", "echo Linger=yes")
-    path = program(box, "systemctl", f"printf '{shown}\\n'")
+    stand_in(box.folder, "loginctl", "echo Linger=yes")
+    path = stand_in(box.folder, "systemctl", f"printf '{shown}\\n'")
     ended = subprocess.run(
         worker_command("doctor", "--json"),
         env=box.environ(PATH=path), capture_output=True, text=True, timeout=60,
