@@ -148,7 +148,7 @@ class Outbox:
         outcome = job.decided
         if outcome is None:
             outcome = self._upload(job)
-        elif outcome.verb == "complete":
+        elif outcome.verb == "complete" and not self.cancellation.stopping:
             self._put_again(job)
         self.progress.update("reporting")
         try:
