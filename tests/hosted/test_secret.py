@@ -55,7 +55,9 @@ def test_a_new_secret_in_env_is_taken_by_polls_and_heartbeats_when_the_old_one_i
     for _ in range(2):
         tenant.hosted.wait("pending.rejected", after=tenant.hosted.now())
     tenant.write(NEW)
-    tenant.hosted.wait("pending", after=mark)
+    # A second poll comes when the worker has heard what the first one brought.
+    taken = tenant.hosted.wait("pending", after=mark)
+    tenant.hosted.wait("pending", after=taken["seq"])
     tenant.hosted.wait("heartbeat", after=mark)
     assert tenant.worker.log.count("secret_renewed") == 1
     assert tenant.worker.log.count(" degraded ") == tenant.worker.log.count(" recovered") == 1
