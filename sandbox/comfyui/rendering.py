@@ -257,7 +257,8 @@ def _frame_order(length: int, pingpong: bool) -> list[int]:
 
 def _ffmpeg_command(film: Film, path: Path, encoding: Encoding) -> list[str]:
     size, rate = f"{film.width}x{film.height}", str(encoding.frame_rate)
-    source = f"-f rawvideo -pix_fmt yuv420p -s {size} -r {rate} -i -".split()
+    # Said of the output alone, a current ffmpeg takes the input for something else and converts.
+    source = f"-f rawvideo -pix_fmt yuv420p -s {size} -r {rate} {COLOURS} -i -".split()
     codec = f"-an -c:v {encoding.codec} -preset ultrafast -threads 2 -crf {encoding.crf}".split()
     comment = [] if encoding.comment is None else ["-metadata", f"comment={encoding.comment}"]
     return [
