@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import requests
@@ -27,6 +27,19 @@ LONGEST_POLL_S = 20.0
 LIGHT = {"OPENBLAS_NUM_THREADS": "1", "SSL_CERT_FILE": os.devnull}
 
 Event = dict[str, Any]
+
+
+class Process(Protocol):
+    """What is asked of a process here: a subprocess.Popen is one."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | Any: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+    def kill(self) -> None: ...
 
 
 class NothingHappened(AssertionError, TimeoutError):
@@ -58,7 +71,7 @@ class Hosted:
         self._port = port
         self._frames = frames
         self._lease_s = lease_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def __enter__(self) -> Hosted:
         self.start()
@@ -95,15 +108,16 @@ class Hosted:
     def start(self) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 self._command(),
                 cwd=ROOT,
                 env={**os.environ, **LIGHT},
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        assert self._process.stdout is not None
-        self._arrive(self._process.stdout.readline())
+        assert process.stdout is not None
+        with process.stdout as output:
+            self._arrive(output.readline())
 
     def _arrive(self, line: bytes) -> None:
         if not line:
@@ -162,8 +176,6 @@ class Hosted:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
         return process.returncode
 
     @contextmanager

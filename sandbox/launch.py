@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import dotenv
 
-from sandbox.client import LIGHT, ROOT, Hosted
+from sandbox.client import LIGHT, ROOT, Hosted, Process
 
 WORKER = ROOT / "ltx_worker.py"
 INHERITED = ("PATH", "HOME", "LANG", "TERM", "TMPDIR")
@@ -59,7 +59,7 @@ class Running:
         self.began = time.monotonic()
         with log.open("ab") if log else contextlib.nullcontext() as output:
             given = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, **options}
-            self.process = subprocess.Popen(command, env=env, **given)
+            self.process: Process = subprocess.Popen(command, env=env, **given)
 
     def __enter__(self) -> Self:
         return self
@@ -82,13 +82,14 @@ class Running:
 
     def stop(self, timeout: float = STOP_S) -> int:
         """Asks it to stop, and makes it when it does not; the exit code."""
-        if self.process.poll() is None:
+        code = self.process.poll()
+        if code is None:
             self.signal(signal.SIGTERM)
             try:
-                return self.process.wait(timeout)
+                code = self.process.wait(timeout)
             finally:
                 self.end()
-        return self.process.returncode
+        return code
 
     def end(self) -> None:
         if self.process.poll() is None:

@@ -17,8 +17,9 @@ import pytest
 
 from sandbox.client import ROOT, Hosted, free_port
 from sandbox.launch import WORKER, Running, box_settings, environ, pace, started_on, worker_command
-from tests.hosted_fork import ForkedHosted
+from tests.forks import ForkedHosted, ForkedWorker
 from tests.pictures import picture
+from tests.programs import with_current_ffmpeg
 
 SIZE = (128, 72)
 
@@ -52,6 +53,7 @@ class Box:
         self.watermark = folder / "watermark.png"
         self.watermark.write_bytes(picture((120, 40), "mark", mode="RGBA"))
         self.running: list[Running] = []
+        self.forked = True
         self.settings = box_settings(hosted, self.state) | {
             "COMFYUI_URL": f"http://localhost:{self.port}",
             "COMFYUI_STANDBY": "0",
@@ -61,6 +63,8 @@ class Box:
             "LTX_TEXT_KEEP_GB": "100000",
             # A look costs as much as a render here; who tests films or the gate switches it on.
             "CLIP_GATE": "off",
+            # tests/film makes its films with Debian's too.
+            "PATH": with_current_ffmpeg(folder),
             "WATERMARK_PATH": str(self.watermark),
             "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
             "WORKER_ID": "test-worker",
@@ -73,8 +77,9 @@ class Box:
         return environ({**self.settings, **changes})
 
     def start(self, *arguments: str, **changes: str) -> Running:
-        log = self.folder / f"worker-{len(self.running)}.log"
-        self.running.append(Running(worker_command(*arguments), self.environ(**changes), log))
+        log, env = self.folder / f"worker-{len(self.running)}.log", self.environ(**changes)
+        start = ForkedWorker if self.forked else Running
+        self.running.append(start(worker_command(*arguments), env, log))
         return self.running[-1]
 
     def run_once(self, timeout: float = 60, **changes: str) -> Running:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
+
+import imageio_ffmpeg
 
 
 def stand_in(folder: Path, name: str, script: str) -> str:
@@ -19,3 +22,14 @@ def stand_in(folder: Path, name: str, script: str) -> str:
 def preceded(folder: Path, name: str, before: str) -> str:
     """A stand-in that runs `before`, with the same arguments, and then becomes the real one."""
     return stand_in(folder, name, f'{before}\nexec "{shutil.which(name)}" "$@"')
+
+
+def with_current_ffmpeg(folder: Path) -> str:
+    """A PATH on which ffmpeg is the newest that PyPI has; what stands in goes before it.
+
+    Its defaults differ from those of Debian's, and it starts in a fifth of the CPU.
+    """
+    (folder / "current").mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (folder / "current" / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    return f"{folder / 'current'}:{os.environ['PATH']}"

@@ -59,6 +59,13 @@ class Notified:
 
 
 @pytest.fixture
+def box(box: Box) -> Box:
+    """One whose worker is started as systemd starts it."""
+    box.forked = False
+    return box
+
+
+@pytest.fixture
 def notified(request: pytest.FixtureRequest) -> Iterator[Notified]:
     # A socket's path must be short, which pytest's folders are not.
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,8 @@ from ltx.cancellation import Cancellation
 from ltx.film.ffmpeg import Media
 from ltx.settings import Settings
 from tests.conftest import Box, a_stage
-from tests.film.frames import FloodServer, current_path, port_of
+from tests.film.frames import FloodServer, port_of
+from tests.programs import with_current_ffmpeg
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, flood: FloodServer) -> Ite
     netrc.chmod(0o600)
     with a_stage(folder) as box:
         hosts = f"127.0.0.1:{port_of(box)}, 127.0.0.1:{flood.port}"
+        box.forked = False  # its memory is looked at
         box.start("run", HOME=str(folder), FRAME_HOSTS=hosts)
         yield box
 
@@ -36,5 +38,5 @@ def service(tmp_path_factory: pytest.TempPathFactory, flood: FloodServer) -> Ite
 @pytest.fixture(scope="module", params=["Debian's ffmpeg", "a current ffmpeg"])
 def media(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Media:
     folder = tmp_path_factory.mktemp("media")
-    path = current_path(folder) if "current" in request.param else os.environ["PATH"]
+    path = with_current_ffmpeg(folder) if "current" in request.param else os.environ["PATH"]
     return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import socketserver
 import struct
 import threading
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -101,14 +99,6 @@ class FloodServer(socketserver.ThreadingTCPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
-
-
-def current_path(folder: Path) -> str:
-    """A PATH on which ffmpeg is the newest that PyPI has, for defaults that change."""
-    (folder / "bin").mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        (folder / "bin" / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    return f"{folder / 'bin'}:{os.environ['PATH']}"
 
 
 def chunks(content: bytes) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ import requests
 from ltx.state import claim_folder
 from sandbox.client import Hosted
 from tests.conftest import Box, a_stage, made_once
-from tests.hosted_fork import ForkedHosted
+from tests.forks import ForkedHosted
 
 STORE = "Sandbox0Store1234"
 HOST = f"https://{STORE.lower()}.public.blob.vercel-storage.com"

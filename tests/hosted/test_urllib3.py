@@ -32,6 +32,7 @@ def test_a_job_is_served_and_a_broken_call_made_again_with_urllib3_1(box: Box, o
     job = box.add_job()
     box.hosted.fault("PATCH */claim", reset=True)
     box.hosted.fault("PUT /api/blob*", landThenReset=True)
+    box.forked = False
     worker = box.run_once(PYTHONPATH=oldest)
     assert box.hosted.job(job)["state"] == "completed", worker.log
     assert {"claim_retry", "upload_retry"} <= set(worker.log.split())

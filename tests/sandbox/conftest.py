@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox.client import Hosted
-from tests.hosted_fork import ForkedHosted
+from tests.forks import ForkedHosted
 from tests.sandbox.callers import Caller, Store
 from tests.sandbox.lookalike import Lookalike
 

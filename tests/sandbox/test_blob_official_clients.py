@@ -17,7 +17,7 @@ import pytest
 from vercel.blob import sync as vercel_blob
 
 from sandbox.client import Hosted
-from tests.hosted_fork import ForkedHosted
+from tests.forks import ForkedHosted
 
 NODE_CLIENT = Path(__file__).parent / "node"
 HOST = "https://sandbox0store1234.public.blob.vercel-storage.com"

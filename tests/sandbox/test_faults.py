@@ -12,7 +12,7 @@ import requests
 
 from sandbox.client import Hosted, NothingHappened
 from sandbox.edges import EDGES
-from tests.hosted_fork import ForkedHosted
+from tests.forks import ForkedHosted
 from tests.sandbox.callers import Caller, Store
 
 MIB = 1024 * 1024

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.pictures import Array, likeness, paint, picture
+from tests.programs import with_current_ffmpeg
 from tests.sandbox.conftest import Start
 from tests.sandbox.lookalike import (
     FRAMES,
@@ -41,6 +42,13 @@ def test_the_seed_decides_every_byte_of_the_film(start: Start) -> None:
     ]
     same, again, other = (film.read_bytes() for film in films)
     assert same == again != other
+
+
+def test_a_current_ffmpeg_leaves_a_films_colours_as_they_are(start: Start, tmp_path: Path) -> None:
+    comfyui = start(PATH=with_current_ffmpeg(tmp_path)).ready().upload_pair()
+    film = frames_of(comfyui.video(comfyui.run(flf2v(prefix="film"))[0])["fullpath"])
+    assert likeness(film[0], paint(SIZE, 1)) < 2
+    assert likeness(film[-1], paint(SIZE, 2)) < 2
 
 
 def test_without_its_second_image_the_film_silently_never_arrives(comfyui: Lookalike) -> None:
