@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import queue
 import select
 import socket
@@ -41,6 +42,7 @@ class CallThread(threading.Thread):
         with self.done, self.bell:
             while work := self.work.get():
                 work()
+                del work  # as in Caller.call
                 with contextlib.suppress(OSError):
                     self.bell.send(b"!")
 
@@ -81,7 +83,7 @@ class Caller:
         """
         thread = self.thread = self.thread or CallThread()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        thread.work.put(lambda: self._complete(future, work))
+        thread.work.put(functools.partial(self._complete, future, work))
         end = time.monotonic() + seconds
         try:
             while not (wait or self.wait)(min(WATCH_S, end - time.monotonic()), thread.done):
@@ -92,13 +94,19 @@ class Caller:
             self._hang_up(thread)
             raise
         thread.done.recv(1)
-        return future.result()
+        try:
+            return future.result()
+        finally:
+            # It holds the error, whose traceback holds this frame and those above: all that is in
+            # them, connections and files too, would live until Python's collector comes by.
+            del future
 
     def _complete(self, future: concurrent.futures.Future[T], work: Callable[[], T]) -> None:
         try:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
+        del future  # as in call
         for double in [double for double, is_open in list(self.sockets.items()) if not is_open()]:
             self.sockets.pop(double, None)
             double.close()

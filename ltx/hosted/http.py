@@ -108,6 +108,15 @@ class WatchedAdapter(HTTPAdapter):
         watched = {scheme: watch_pool(pool, self.caller, self.connect) for scheme, pool in classes}
         manager.pool_classes_by_scheme = watched
 
+    def close(self) -> None:
+        # urllib3 leaves a pool's connections to Python's collector; what failed to connect once is
+        # in a circle with its error, so that comes late.
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118  (it cannot be iterated)
+                if pool := manager.pools.get(key):
+                    pool.close()
+        super().close()
+
 
 def watch_pool(pool: Any, caller: Caller, connect: Connect | None) -> Any:
     """A pool class whose connections are known to the caller from their first moment on."""
