@@ -24,6 +24,11 @@ from tests.programs import with_current_ffmpeg
 SIZE = (128, 72)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that nothing is left to run alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder` as `make` filled it for the first process of this test session that asked."""
     done = folder.with_suffix(".done")

@@ -459,6 +459,7 @@ def test_a_stop_hands_finished_clips_back_when_the_lease_may_not_last_for_a_rest
     assert_handed_back(box, job)
 
 
+@pytest.mark.long
 def test_a_worker_that_never_starts_again_loses_no_job(box: Box, tmp_path: Path) -> None:
     """Its lease runs out, another worker makes the film, and what is kept is dropped then."""
     hosted = box.hosted

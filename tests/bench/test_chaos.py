@@ -14,6 +14,7 @@ SLICE = ("--jobs", "6", "--faults", "12", "--seconds", "12", "--seed", "3")
 LONGEST_S = 170
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_nothing_is_lost_doubled_or_left_over_when_everything_dies_at_any_moment() -> None:
     command = [sys.executable, "-m", "bench.chaos", *SLICE]

@@ -11,6 +11,7 @@ import pytest
 from sandbox.client import ROOT
 
 
+@pytest.mark.long
 @pytest.mark.timeout(170)
 def test_hostile_input_is_refused_or_rendered_properly_and_nothing_leaks() -> None:
     command = [sys.executable, "-m", "bench.hostile", "--quick"]

@@ -425,6 +425,7 @@ def test_the_standby_boots_while_a_clip_renders_and_renders_the_next(box: Box) -
     assert box.children() == []
 
 
+@pytest.mark.long
 def test_a_standby_that_dies_costs_only_a_plain_restart(box: Box) -> None:
     """The first dies while it boots, the second while it waits."""
     box.hosted.script_comfyui(NO_FAULT, on_boot("exit"), SLOW, SLOW)

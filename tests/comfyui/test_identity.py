@@ -167,6 +167,7 @@ def test_a_login_pack_in_our_own_comfyui_is_not_taken_for_another_program(box: B
     assert then.startswith(f"cd {folder} && ")
 
 
+@pytest.mark.long
 def test_a_program_that_holds_the_port_in_silence_is_told(box: Box) -> None:
     with socket.create_server(("127.0.0.1", box.port)):
         job = box.add_job()

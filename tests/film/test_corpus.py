@@ -67,6 +67,7 @@ def two_by_two(box: Box, samples: list[Sample]) -> dict[str, tuple[Sample, Sampl
     return jobs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["Debian's ffmpeg", "a current ffmpeg"])
 def test_comfyui_gets_what_each_picture_shows_and_nothing_else(
     box: Box, tmp_path: Path, which: str
