@@ -27,7 +27,8 @@ with agenda.Agenda({seconds}, {{"first": 1, "second": 1, "cases": 3}}) as plan:
     {hang}
 sys.exit(0 if plan.complete else 1)
 """
-ASLEEP = "time.sleep(600)"
+# In short steps: a signal just before a long one would be heard of at its end.
+ASLEEP = "while True: time.sleep(0.1)"
 DEAF = """
     child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
     print("child", child.pid, flush=True)
