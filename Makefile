@@ -15,7 +15,7 @@ sandbox:
 
 test:
 	@.ci/setup ffmpeg browser
-	@$(PYTHON) -m pytest -n 4 --dist loadgroup
+	@$(PYTHON) -m pytest -n 6 --dist loadgroup
 
 lint:
 	@.ci/setup

@@ -24,9 +24,22 @@ from tests.programs import with_current_ffmpeg
 SIZE = (128, 72)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long begins first, so that nothing is left to run alone at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Has tests that share a module's fixture run in one process, and what takes long begin first.
+
+    So nothing expensive is made several times, and nothing is left to run alone at the end.
+    """
+    for item in items:
+        if shared := shared_by_module(item):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{shared}"))
+    first = ("long", "xdist_group")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in first])
+
+
+def shared_by_module(item: pytest.Item) -> str:
+    found = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009
+    return "-".join(sorted(name for name, made in found.items() if made[-1].scope == "module"))
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:

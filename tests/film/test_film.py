@@ -57,7 +57,7 @@ class Film:
 FILMS = {"long": (5, SIZE), "tall": (1, TALL), "rendered": (1, SIZE)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def films(shared_folder: Path) -> dict[str, Film]:
     folder = made_once(shared_folder / "films", make_films)
     return {name: Film(folder / name, *facts) for name, facts in FILMS.items()}

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 Message = tuple[str, Json]
 SIZE = (128, 96)
 FRAMES = 25
-PATIENCE_S = 15
+PATIENCE_S = 60
 QUICK = pace(
     BOOT=0.05, TEXT_LOAD=0, TEXT=0, LOAD=0.02, WARM_LOAD=0.01, STEP=0.01, DECODE=0, STOP=0.1
 )
