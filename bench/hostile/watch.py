@@ -88,6 +88,6 @@ def paths_written(calls: str) -> set[str]:
     for line in calls.splitlines():
         if "open" in line and not re.search(r"O_(WRONLY|RDWR|CREAT|TMPFILE)", line):
             continue
-        named = re.findall(r'(?:AT_FDCWD<([^>]*)>, )?"((?:[^"\\]|\\.)*)"', line)
+        named = re.findall(r'(?:\w+<([^>]*)>, )?"((?:[^"\\]|\\.)*)"', line)
         found |= {os.path.normpath(os.path.join(folder, path)) for folder, path in named}
     return found
