@@ -25,7 +25,7 @@ def preceded(folder: Path, name: str, before: str) -> str:
 
 
 def with_current_ffmpeg(folder: Path) -> str:
-    """A PATH on which ffmpeg is the newest that PyPI has; what stands in goes before it.
+    """A PATH on which ffmpeg is the newest that PyPI has.
 
     Its defaults differ from those of Debian's, and it starts in a fifth of the CPU.
     """
