@@ -276,7 +276,7 @@ def test_a_comfyui_that_does_not_boot_fails_with_its_last_words(box: Box) -> Non
     assert status == "FAIL"
     assert "CUDA driver is too old" in detail
     assert then == f"cd {box.settings['COMFYUI_DIR']} && {sys.executable} main.py"
-    remote = only(look(box, "comfyui", COMFYUI_URL=f"http://198.51.100.1:{free_port()}"))
+    remote = only(look(box, "comfyui", COMFYUI_URL=f"http://127.0.0.2:{free_port()}"))
     assert remote[0] == "FAIL"
     assert "No ComfyUI answers" in remote[1]
 
