@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from ltx.state import claim_folder
 from sandbox.client import ROOT, free_port
 from sandbox.launch import WORKER
 from tests.conftest import Box
+from tests.programs import preceded
 
 UNIT = ROOT / "systemd" / "ltx-worker.service"
 HUNG = {"on": "prompt", "kind": "hang", "at": 3}
@@ -249,15 +249,11 @@ def test_the_watchdog_starves_while_the_main_loop_is_stuck(box: Box, notified: N
 
 
 def test_no_child_learns_a_secret_or_how_to_talk_to_systemd(box: Box, notified: Notified) -> None:
-    folder = box.folder / "bin"
-    folder.mkdir()
     for tool in ("ffmpeg", "ffprobe"):
-        script = folder / tool
         record = f'cat /proc/self/environ /proc/$$/cmdline >> "{box.folder}/{tool}.seen"'
-        script.write_text(f'#!/bin/sh\n{record}\nexec {shutil.which(tool)} "$@"\n')
-        script.chmod(0o755)
+        path = preceded(box.folder, tool, record)
     changes = {
-        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PATH": path,
         "NOTIFY_SOCKET": notified.address,
         "WATCHDOG_USEC": WATCHDOG_USEC,
         "WATCHDOG_PID": "1",

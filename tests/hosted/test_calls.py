@@ -90,8 +90,9 @@ def test_many_calls_need_one_thread(evil: Evil) -> None:
     http = Http(proxies=False)
     for _ in range(20):
         http.exchange("GET", f"{evil.url}/good")
-    made = set(threading.enumerate()) - before
-    assert [thread.name for thread in made].count("calls") == 1
+    made = [thread.name for thread in set(threading.enumerate()) - before]
+    # The server beside it has a thread for a connection.
+    assert [name for name in made if "process_request" not in name] == ["calls"]
 
 
 def test_who_waits_can_watch_a_call(evil: Evil) -> None:

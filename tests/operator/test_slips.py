@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from tests.conftest import Box, install
 from tests.ground.test_settings import NEEDED, problems
 from tests.operator.test_doctor import look, only
 from tests.pictures import picture
-from tests.programs import stand_in
+from tests.programs import preceded
 
 ENV_TEXT = "".join(f"{name}={value}\n" for name, value in NEEDED.items())
 
@@ -196,7 +195,7 @@ def test_what_a_library_prints_into_a_tools_standard_error_is_not_parsed(box: Bo
     """As one that a desktop preloads, or libgcrypt, does."""
     warning = "echo 'Warning: using insecure memory!' >&2"
     for tool in ("ffmpeg", "ffprobe"):
-        path = stand_in(box.folder, tool, f'{warning}\nexec {shutil.which(tool)} "$@"')
+        path = preceded(box.folder, tool, warning)
     assert only(look(box, "watermark", PATH=path))[0] != "FAIL"
     job = box.add_job(watermark=True)
     worker = box.run_once(PATH=path, CLIP_GATE="warn")
