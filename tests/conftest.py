@@ -19,9 +19,14 @@ from sandbox.client import ROOT, Hosted, free_port
 from sandbox.launch import WORKER, Running, box_settings, environ, pace, started_on, worker_command
 from tests.forks import ForkedHosted, ForkedWorker
 from tests.pictures import picture
-from tests.programs import with_current_ffmpeg
+from tests.programs import STATIC, SYSTEM_PATH
 
 SIZE = (128, 72)
+
+
+def pytest_configure() -> None:
+    """Has every process use the ffmpeg that starts at once; tests/film names those of users."""
+    os.environ["PATH"] = f"{STATIC}:{SYSTEM_PATH}"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,8 +86,6 @@ class Box:
             "LTX_TEXT_KEEP_GB": "100000",
             # A look costs as much as a render here; who tests films or the gate switches it on.
             "CLIP_GATE": "off",
-            # tests/film makes its films with Debian's too.
-            "PATH": with_current_ffmpeg(folder),
             "WATERMARK_PATH": str(self.watermark),
             "VIDEO_SIZE": f"{SIZE[0]}x{SIZE[1]}",
             "WORKER_ID": "test-worker",

@@ -12,7 +12,7 @@ from ltx.film.ffmpeg import Media
 from ltx.settings import Settings
 from tests.conftest import Box, a_stage
 from tests.film.frames import FloodServer, port_of
-from tests.programs import with_current_ffmpeg
+from tests.programs import SYSTEM_PATH, with_current_ffmpeg
 
 
 @pytest.fixture(scope="module")
@@ -38,5 +38,5 @@ def service(tmp_path_factory: pytest.TempPathFactory, flood: FloodServer) -> Ite
 @pytest.fixture(scope="module", params=["Debian's ffmpeg", "a current ffmpeg"])
 def media(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Media:
     folder = tmp_path_factory.mktemp("media")
-    path = with_current_ffmpeg(folder) if "current" in request.param else os.environ["PATH"]
+    path = with_current_ffmpeg(folder) if "current" in request.param else SYSTEM_PATH
     return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())

@@ -18,7 +18,7 @@ from tests.conftest import Box
 from tests.film.corpus import Sample, corpus
 from tests.film.frames import ALIKE, chunks, cut_to, pixels_of
 from tests.pictures import likeness
-from tests.programs import with_current_ffmpeg
+from tests.programs import SYSTEM_PATH, with_current_ffmpeg
 
 SIZE = Size(96, 64)
 WORKERS = 3
@@ -72,7 +72,7 @@ def two_by_two(box: Box, samples: list[Sample]) -> dict[str, tuple[Sample, Sampl
 def test_comfyui_gets_what_each_picture_shows_and_nothing_else(
     box: Box, tmp_path: Path, which: str
 ) -> None:
-    path = with_current_ffmpeg(tmp_path) if "current" in which else os.environ["PATH"]
+    path = with_current_ffmpeg(tmp_path) if "current" in which else SYSTEM_PATH
     jobs, got = two_by_two(box, corpus()), dict[tuple[str, int], bytes]()
     with several_workers(box, PATH=path, VIDEO_SIZE=f"{SIZE.width}x{SIZE.height}") as inboxes:
         codes = {job: box.await_outcome(job, timeout=100)["data"]["error"] for job in jobs}

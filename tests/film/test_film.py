@@ -26,7 +26,7 @@ from sandbox.client import free_port
 from sandbox.launch import WORKER, Running
 from tests.conftest import SIZE, Box, a_stage, made_once
 from tests.pictures import Array, likeness, picture
-from tests.programs import preceded
+from tests.programs import SYSTEM_PATH, preceded, with_current_ffmpeg
 
 CLIP_FRAMES = 120
 TALL = SIZE[::-1]
@@ -100,8 +100,9 @@ def draw(name: str, number: int) -> bytes:
 
 
 def watch_ffmpeg(folder: Path) -> str:
-    """A PATH on which `ffmpeg` notes its arguments before it does its work."""
-    return preceded(folder, "ffmpeg", f'echo "$*" >>"{folder / "ffmpeg.txt"}"')
+    """A PATH on which the system's ffmpeg notes its arguments before it does its work."""
+    note = f'echo "$*" >>"{folder / "ffmpeg.txt"}"'
+    return preceded(folder, "ffmpeg", note, SYSTEM_PATH)
 
 
 def deliver(box: Box, path: str) -> None:
@@ -133,9 +134,13 @@ def add_job(box: Box, name: str, watermark: bool) -> str:
 
 
 def start_render(box: Box, folder: Path) -> Running:
-    """The film of the command line, with nothing set that only the hosted side needs."""
+    """The film of the command line, with nothing set that only the hosted side needs.
+
+    It is made with a current ffmpeg, the others with the system's.
+    """
     frames = [str(folder / f"{n}.png") for n in range(2)]
     own = {"STATE_DIR": str(folder / "state"), "COMFYUI_URL": f"http://localhost:{free_port()}"}
+    own["PATH"] = with_current_ffmpeg(folder)
     hosted_side = ("API_URL", "VIDEOGEN_WORKER_SECRET", "BLOB_READ_WRITE_TOKEN", "WATERMARK_PATH")
     unset = dict.fromkeys(hosted_side, "")
     command = ("render", *frames, "--prompt", PROMPT, "-o", str(folder / "film.mp4"))

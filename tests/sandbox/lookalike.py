@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Lookalike:
         return subprocess.Popen(
             [sys.executable, "main.py", *address, *folders, *flags],
             cwd=PROGRAM,
-            env={"PATH": "/usr/bin:/bin", **QUICK, **env},
+            env={"PATH": os.environ["PATH"], **QUICK, **env},
             stderr=subprocess.PIPE,
             text=True,
         )
