@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from sandbox.hosted import DEFAULT_SECRET, DEFAULT_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_POLL_S = 20.0
+LOWEST_PORT = 16384
 # For the many short-lived processes: OpenBLAS would start threads at every import, OpenSSL would
 # read every certificate of the system, and nobody here multiplies matrices or speaks TLS.
 LIGHT = {"OPENBLAS_NUM_THREADS": "1", "SSL_CERT_FILE": os.devnull}
@@ -49,11 +51,21 @@ class NothingHappened(AssertionError, TimeoutError):
 
 
 def free_port() -> int:
-    """One that nobody has now, and that the kernel gives to nobody before it is used: too low."""
-    while True:
-        port = random.randrange(16384, 32768)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    """One that nobody has now, and that nobody is given before it is used.
+
+    The kernel gives higher ones; of these each process of ours gets the next in turn.
+    """
+    with (Path(tempfile.gettempdir()) / f"ltx-ports-{os.getuid()}").open("a+") as last:
+        fcntl.flock(last, fcntl.LOCK_EX)
+        last.seek(0)
+        port = int(last.read() or LOWEST_PORT)
+        while True:
+            port = max(LOWEST_PORT, (port + 1) % (LOWEST_PORT * 2))
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                break
+        last.truncate(0)
+        last.write(str(port))
+    return port
 
 
 class Hosted:
