@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,9 +52,10 @@ class NothingHappened(AssertionError, TimeoutError):
 def free_port() -> int:
     """One that nobody has now, and that nobody is given before it is used.
 
-    The kernel gives higher ones; of these each process of ours gets the next in turn.
+    The kernel gives higher ones; of these each process of ours gets the next in turn, whatever
+    its TMPDIR is.
     """
-    with (Path(tempfile.gettempdir()) / f"ltx-ports-{os.getuid()}").open("a+") as last:
+    with Path(f"/tmp/ltx-ports-{os.getuid()}").open("a+") as last:
         fcntl.flock(last, fcntl.LOCK_EX)
         last.seek(0)
         port = int(last.read() or LOWEST_PORT)

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import ltx
-from sandbox.client import Hosted
+from sandbox.client import ROOT, Hosted
 from sandbox.hosted import main_of_fork
 from sandbox.launch import Running
 
 # Not a fork of pytest itself, whose threads may hold locks at that moment.
 FORKS = multiprocessing.get_context("forkserver")
 ROOMS = [room.name for room in pkgutil.walk_packages(ltx.__path__, "ltx.")]
-FORKS.set_forkserver_preload(["tests.forks", *ROOMS])
+FORKS.set_forkserver_preload(["tests.forks", "PIL.Image", *ROOMS])
 
 
 class Fork:
@@ -61,8 +61,9 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def run_script(words: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-    """A script and its arguments, as `python -u` runs them with nothing but this environment."""
+def run_script(words: Sequence[str], env: Mapping[str, str], log: Path, home: Path) -> None:
+    """A script and its arguments, as `python -u` runs them in `home` with only this environment."""
+    os.chdir(home)
     os.environ.clear()
     os.environ.update(env)
     with log.open("ab") as output:
@@ -73,7 +74,7 @@ def run_script(words: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         for number in (1, 2)
     )
     sys.argv = list(words)
-    sys.path.insert(0, str(Path(words[0]).parent))
+    sys.path.insert(0, str(Path(words[0]).parent.absolute()))
     runpy.run_path(words[0], run_name="__main__")
 
 
@@ -82,7 +83,7 @@ class ForkedWorker(Running):
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.path = log
-        self.process = Fork(run_script, command[2:], dict(env), log)
+        self.process = Fork(run_script, command[2:], dict(env), log, ROOT)
 
 
 class ForkedHosted(Hosted):

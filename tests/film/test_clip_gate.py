@@ -39,7 +39,8 @@ ROOMS = [("sandbox", f"{name}.jpg", "") for name in (
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    settings = {"COMFYUI_STANDBY": "1", "CLIP_GATE": "enforce"}
+    # One process for all good clips; the second attempt at a bad one has its own.
+    settings = {"COMFYUI_RESTART": "job", "COMFYUI_STANDBY": "1", "CLIP_GATE": "enforce"}
     with serving(tmp_path_factory.mktemp("gate"), **settings) as box:
         yield box
 

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ import websocket
 
 from sandbox.client import ROOT, free_port
 from sandbox.launch import pace
+from tests.forks import Fork, run_script
 from tests.pictures import Array, picture
 
 PROGRAM = ROOT / "sandbox" / "comfyui"
@@ -44,14 +44,16 @@ class Lookalike:
         self.url = f"http://127.0.0.1:{self.port}"
         self.client_id = "tester"
         self.lines: queue.Queue[str] = queue.Queue()
-        self.process = self._start(flags, env)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(folder / "stderr")
         threading.Thread(target=self._read_output, daemon=True).start()
+        self.process = self._start(flags, env)
 
     def free_vram(self) -> int:
         """Bytes."""
         return int(self.get("/system_stats").json()["devices"][0]["vram_free"])
 
-    def _start(self, flags: tuple[str, ...], env: dict[str, str]) -> subprocess.Popen[str]:
+    def _start(self, flags: tuple[str, ...], env: dict[str, str]) -> Fork:
         address = ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
         folders = [
             *("--temp-directory", str(self.folder)),
@@ -59,18 +61,14 @@ class Lookalike:
             *("--output-directory", str(self.folder / "output")),
             *("--database-url", "sqlite:///:memory:"),
         ]
-        return subprocess.Popen(
-            [sys.executable, "main.py", *address, *folders, *flags],
-            cwd=PROGRAM,
-            env={"PATH": os.environ["PATH"], **QUICK, **env},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = ["main.py", *address, *folders, *flags]
+        environ = {"PATH": os.environ["PATH"], **QUICK, **env}
+        return Fork(run_script, command, environ, self.folder / "stderr", PROGRAM)
 
     def _read_output(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.put(line)
+        with (self.folder / "stderr").open() as lines:
+            for line in lines:
+                self.lines.put(line)
 
     def wait_for_line(self, text: str) -> str:
         seen = ""
