@@ -83,8 +83,11 @@ class Child:
     def listens_on(self, port: int) -> bool:
         """Whether the socket that listens on a TCP port is held by a process of its group."""
         root = Path(f"/proc/{self.process.pid}/net")
-        held = {f"socket:[{inode}]" for inode in listening_inodes(root, port)}
-        return any(not held.isdisjoint(open_files(pid)) for pid in group_of(self.process.pid))
+        return any(
+            f"socket:[{inode}]" in open_files(pid)
+            for inode in listening_inodes(root, port)
+            for pid in group_of(self.process.pid)
+        )
 
     def ask_to_end(self) -> None:
         if self.alive:

@@ -52,19 +52,23 @@ class State:
         self.empty_at = 0.0  # monotonic: when /free gives an encoder's memory back
         model_management.card.rest_s = script.times.rest
         self._leaked: list[bytes] = []
+        self._images: list[str] = []
+        self._own: Schemas = {}
 
     def schemas(self) -> Schemas:
-        """Read anew each time, as the real server re-reads its model lists."""
-        images = [path.name for path in self.folders.input.iterdir() if path.is_file()]
-        own = load_schemas(
-            self.script.version,
-            missing_nodes=self.script.missing_nodes,
-            missing_models=self.script.missing_models,
-            added_inputs=self.script.added_inputs,
-            input_images=images,
-        )
+        """With the input images there are now, as the real server re-reads its lists."""
+        images = sorted(path.name for path in self.folders.input.iterdir() if path.is_file())
+        if images != self._images or not self._own:
+            self._images = images
+            self._own = load_schemas(
+                self.script.version,
+                missing_nodes=self.script.missing_nodes,
+                missing_models=self.script.missing_models,
+                added_inputs=self.script.added_inputs,
+                input_images=images,
+            )
         # A pack's class does not take the name of one that is there.
-        return {name: describe(name, node) for name, node in self.packs.items()} | own
+        return {name: describe(name, node) for name, node in self.packs.items()} | self._own
 
     def vram_free(self) -> int:
         """Bytes."""
