@@ -29,15 +29,17 @@ def pytest_configure() -> None:
     os.environ["PATH"] = f"{STATIC}:{SYSTEM_PATH}"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has tests that share a module's fixture run in one process, and what takes long begin first.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Has tests that share a module's fixture run in one process, so that it is made only once.
 
-    So nothing expensive is made several times, and nothing is left to run alone at the end.
+    When all are collected it would be too late: pytest-xdist looks at the groups before us.
     """
-    for item in items:
-        if shared := shared_by_module(item):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{shared}"))
+    if shared := shared_by_module(item):
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{shared}"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has what takes long begin first, so that nothing is left to run alone at the end."""
     first = ("long", "xdist_group")
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in first])
 
