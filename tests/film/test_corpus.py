@@ -1,4 +1,4 @@
-"""What ComfyUI gets for the pictures of a job, from workers that run with each ffmpeg."""
+"""What ComfyUI gets for the pictures of a job, and what each ffmpeg makes of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from bench.hostile.stage import node_classes
-from ltx.settings import Size
+from ltx.cancellation import Cancellation
+from ltx.film.ffmpeg import Media
+from ltx.settings import Settings, Size
 from sandbox.evil import EvilComfy, Talk, answer
 from tests.conftest import Box
 from tests.film.corpus import Sample, corpus
-from tests.film.frames import ALIKE, chunks, cut_to, pixels_of
+from tests.film.frames import ALIKE, chunks, cut_to, pixels_of, prepare
 from tests.pictures import likeness
 from tests.programs import SYSTEM_PATH, with_current_ffmpeg
 
@@ -57,34 +59,52 @@ def several_workers(box: Box, **changes: str) -> Iterator[list[Inbox]]:
         yield inboxes
 
 
-def two_by_two(box: Box, samples: list[Sample]) -> dict[str, tuple[Sample, Sample]]:
-    """Jobs of two pictures each."""
+def two_by_two(box: Box, samples: list[Sample]) -> dict[str, int]:
+    """Jobs of two pictures each, and the number of the first."""
     jobs = {}
-    for number, pair in enumerate(zip(samples[::2], samples[1::2], strict=True)):
-        urls = [box.hosted.put_frame(f"{number}-{n}", one.content) for n, one in enumerate(pair)]
-        jobs[box.hosted.add_job(urls, ["walk on"])] = pair
+    for first in range(0, len(samples), 2):
+        pair = enumerate(samples[first : first + 2], first)
+        urls = [box.hosted.put_frame(str(number), sample.content) for number, sample in pair]
+        jobs[box.hosted.add_job(urls, ["walk on"])] = first
     return jobs
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("which", ["Debian's ffmpeg", "a current ffmpeg"])
-def test_comfyui_gets_what_each_picture_shows_and_nothing_else(
-    box: Box, tmp_path: Path, which: str
-) -> None:
-    path = with_current_ffmpeg(tmp_path) if "current" in which else SYSTEM_PATH
-    jobs, got = two_by_two(box, corpus()), dict[tuple[str, int], bytes]()
-    with several_workers(box, PATH=path, VIDEO_SIZE=f"{SIZE.width}x{SIZE.height}") as inboxes:
-        codes = {job: box.await_outcome(job, timeout=100)["data"]["error"] for job in jobs}
-        for inbox in inboxes:
-            got |= inbox.got
-    assert {error["code"] for error in codes.values()} == {"comfyui_failed"}, codes
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return corpus()
+
+
+def differences(frames: dict[int, bytes], samples: list[Sample]) -> dict[str, float]:
+    """The frames that do not show what their picture shows, and by how much."""
     far = {}
-    for job, pair in jobs.items():
-        for number, sample in enumerate(pair):
-            frame = got[job, number]
-            # A density of 1:1 is all that there is beside the pixels.
-            assert set(chunks(frame)) <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}, sample.name
-            levels = likeness(pixels_of(frame), cut_to(sample.shows, SIZE))
-            far[f"{sample.kind}: {sample.name}"] = levels
+    for number, sample in enumerate(samples):
+        # A density of 1:1 is all that there is beside the pixels.
+        assert set(chunks(frames[number])) <= {b"IHDR", b"pHYs", b"IDAT", b"IEND"}, sample.name
+        levels = likeness(pixels_of(frames[number]), cut_to(sample.shows, SIZE))
+        far[f"{sample.kind}: {sample.name}"] = levels
     assert len(far) >= 120
-    assert {name: levels for name, levels in far.items() if levels >= ALIKE} == {}
+    return {name: levels for name, levels in far.items() if levels >= ALIKE}
+
+
+@pytest.mark.long
+def test_comfyui_gets_what_each_picture_shows_and_nothing_else(
+    box: Box, samples: list[Sample]
+) -> None:
+    path = with_current_ffmpeg(box.folder)
+    jobs, frames = two_by_two(box, samples), dict[int, bytes]()
+    with several_workers(box, PATH=path, VIDEO_SIZE=f"{SIZE.width}x{SIZE.height}") as inboxes:
+        codes = {box.await_outcome(job, timeout=100)["data"]["error"]["code"] for job in jobs}
+        for (job, number), frame in (got for inbox in inboxes for got in inbox.got.items()):
+            frames[jobs[job] + number] = frame
+    assert codes == {"comfyui_failed"}
+    assert differences(frames, samples) == {}
+
+
+@pytest.mark.long
+def test_the_systems_ffmpeg_makes_the_same_of_each_picture(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    settings = Settings.load({"PATH": SYSTEM_PATH, "STATE_DIR": str(tmp_path)}, needed=())
+    media = Media(settings, Cancellation())
+    frames = {n: prepare(media, tmp_path, one.content, SIZE) for n, one in enumerate(samples)}
+    assert differences(frames, samples) == {}
