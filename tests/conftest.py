@@ -39,9 +39,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has what takes long begin first, so that nothing is left to run alone at the end."""
+    """Has what takes long begin first, so that nothing is left to run alone at the end.
+
+    Tests of whole jobs, which lie beside this file, take longer than those of single rooms.
+    """
     first = ("long", "xdist_group")
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in first])
+
+    def order(item: pytest.Item) -> list[bool]:
+        is_of_a_room = item.path.parent != Path(__file__).parent
+        return [*(item.get_closest_marker(name) is None for name in first), is_of_a_room]
+
+    items.sort(key=order)
 
 
 def shared_by_module(item: pytest.Item) -> str:

@@ -293,6 +293,8 @@ def test_an_api_without_claim_is_said_once_and_served(box: Box, status: int) -> 
 )
 def test_a_job_whose_id_is_no_plain_name_is_left_alone(service: Service, job_id: Any) -> None:
     hosted, box = service.hosted, service.box
+    # With this poll the job of the test before is cleared away.
+    hosted.wait("pending", after=hosted.now())
     before, after = files_of(box), hosted.now()
     offer = {"id": job_id, "stageData": NONSENSE}
     row = hosted.add_stage(None, raw=offer)
