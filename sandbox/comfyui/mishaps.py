@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from run import NodeError, Run
+from script import segfault
 from standins import folder_paths
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,6 @@ def crash(run: Run) -> None:
     run.hub.flush()
     run.report("exit", reason="segfault")
     segfault()
-
-
-def segfault() -> None:
-    """For real, so that faulthandler has its say, as in the real program."""
-    signal.pthread_kill(threading.get_ident(), signal.SIGSEGV)
 
 
 def be_killed(run: Run) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import threading
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -154,3 +156,8 @@ class Script:
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def segfault() -> None:
+    """For real, so that faulthandler has its say, as in the real program."""
+    signal.pthread_kill(threading.get_ident(), signal.SIGSEGV)
