@@ -72,7 +72,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def install(folder: Path) -> Path:
     """The worker as somebody put it into a folder of their own; its script."""
-    shutil.copytree(ROOT / "ltx", folder / "ltx", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "ltx", folder / "ltx")
     return Path(shutil.copy(WORKER, folder))
 
 

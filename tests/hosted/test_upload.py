@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import signal
 import struct
 from collections.abc import Iterator
@@ -15,16 +14,15 @@ from typing import Any
 import pytest
 import requests
 
-from ltx.state import claim_folder
 from sandbox.client import Hosted
-from tests.conftest import Box, a_stage, made_once
+from tests.conftest import Box
 from tests.forks import ForkedHosted
+from tests.hosted.films import PUT, spool_film
 
 STORE = "Sandbox0Store1234"
 HOST = f"https://{STORE.lower()}.public.blob.vercel-storage.com"
 PART_BYTES = 8 * 2**20
 LONG_FILM_BYTES = 101 * 10**6
-PUT = "PUT /api/blob*"
 HTML = "<html><h1>Something went wrong at the edge</h1></html>"
 
 Request = dict[str, Any]
@@ -44,36 +42,16 @@ def calm(hosted: Hosted) -> Iterator[None]:
     hosted.set_options(blobAccess="public")
 
 
-@pytest.fixture(scope="session")
-def finished_job(shared_folder: Path) -> Path:
-    """The spool folder of a job whose film is made and not yet uploaded."""
-    return made_once(shared_folder / "finished", make_film) / "job"
-
-
-def make_film(folder: Path) -> None:
-    with a_stage(folder) as box:
-        box.hosted.fault(PUT, times=-1, status=503)
-        job = box.add_job()
-        worker = box.start("run")
-        box.hosted.wait("fault", timeout=60)
-        worker.end()
-        shutil.copytree(box.state / "jobs" / job, folder / "job")
-
-
 class Upload:
     """A worker that finds a finished film in its spool: nothing is left but to deliver it."""
 
     def __init__(self, box: Box, finished: Path, name: str) -> None:
         self.box, self.hosted, self.name = box, box.hosted, name
         self.pathname = f"spatial-story/output/{name}.mp4"
-        self.spooled = box.state / "jobs" / name
-        self.film = self.spooled / "output.mp4"
-        claim_folder(box.state)
-        shutil.copytree(finished, self.spooled)
-        stage = json.loads((self.spooled / "job.json").read_text())["stageData"]
+        self.film = box.state / "jobs" / name / "output.mp4"
         self.before = self.hosted.now()
         self.seen = last_request(self.hosted)
-        self.hosted.add_stage(stage, id=name)
+        spool_film(box, finished, name)
 
     def run(self, **settings: str) -> dict[str, Any]:
         """The job as the queue knows it when the worker is done with it."""
