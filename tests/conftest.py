@@ -34,7 +34,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
     When all are collected it would be too late: pytest-xdist looks at the groups before us.
     """
-    if shared := shared_by_module(item):
+    shared = shared_by_module(item)
+    if shared and not item.get_closest_marker("xdist_group"):
         item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{shared}"))
 
 
