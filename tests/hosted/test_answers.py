@@ -131,7 +131,7 @@ def test_a_job_that_was_let_go_of_does_not_block_the_queue_when_its_lease_is_ove
     box.hosted.set_options(leaseSec=1.5)
     box.hosted.fault("PATCH */fail", times=-1, edge="next: no route")
     first = box.hosted.add_stage(NONSENSE)
-    box.start("run")
+    box.start("run", HEARTBEAT_INTERVAL_S="0.2")
     let_go = box.hosted.wait("fault")
     # Offered anew, it stands before what comes now.
     box.hosted.wait("pending", first, after=let_go["seq"])
