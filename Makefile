@@ -15,7 +15,7 @@ sandbox:
 
 test:
 	@.ci/setup ffmpeg browser
-	@$(PYTHON) -m pytest -n 8 --dist loadgroup --no-loadscope-reorder
+	@$(PYTHON) -m pytest -n 9 --dist loadgroup --no-loadscope-reorder
 
 lint:
 	@.ci/setup

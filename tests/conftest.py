@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import os
 import shutil
 import signal
@@ -28,6 +29,14 @@ SIZE = (128, 72)
 def pytest_configure() -> None:
     """Has every process use the ffmpeg that starts at once; tests/film names those of users."""
     os.environ["PATH"] = f"{STATIC}:{SYSTEM_PATH}"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Has each process compile a part of the tests, and find there what the others compiled."""
+    if worker := getattr(session.config, "workerinput", None):
+        folder, number = Path(__file__).parent, int(worker["workerid"].removeprefix("gw"))
+        for file in sorted(folder.rglob("test_*.py"))[number :: worker["workercount"]]:
+            importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
