@@ -40,25 +40,19 @@ class StageDurations:
         self.terms = f"{settings.size} {settings.sampler} {ways}"
         known = read_json(self.path)
         self.seconds = as_dict(known.get("seconds")) if known.get("terms") == self.terms else {}
-        self.medians = {part: median_of(self.seconds[part]) for part in self.seconds}
 
     def note(self, part: str, seconds: float) -> None:
         newest = [*as_list(self.seconds.get(part)), round(seconds, 1)][-self.KEPT :]
         self.seconds[part] = newest
-        self.medians[part] = median_of(newest)
         # Lost without harm, so a full disk is nobody's concern here.
         with contextlib.suppress(OSError):
             write_json(self.path, {"terms": self.terms, "seconds": self.seconds})
 
     def typical(self, part: str) -> float | None:
         """The median of the newest; None when there is none."""
-        return self.medians.get(part)
-
-
-def median_of(found: Any) -> float | None:
-    """None where there is no number in what was read."""
-    known = sorted(one for one in as_list(found) if isinstance(one, int | float))
-    return known[len(known) // 2] if known else None
+        numbers = (one for one in as_list(self.seconds.get(part)) if isinstance(one, int | float))
+        known = sorted(numbers)
+        return known[len(known) // 2] if known else None
 
 
 # The parts of a job whose duration is known, in their order; before them it is being prepared.

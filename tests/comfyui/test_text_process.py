@@ -210,14 +210,14 @@ def test_what_a_fresh_process_may_mend_is_tried_once_more_with_what_is_missing(
     box: Box, kind: str
 ) -> None:
     box.hosted.script_comfyui(fault(kind, at=2))
-    job = box.add_job()
+    job = box.add_job(clips=2)
     worker = box.run_once()
     completed(box, job, worker)
-    assert reads_files(box) == [True]
+    assert reads_files(box) == [True, True]
     assert len(set(pids(box, "text"))) == 2
     assert "text_retry" in worker.log
     if kind != "damaged":
-        assert sorted(encoded(box)) == sorted(texts(1)), "a text that was kept was read again"
+        assert sorted(encoded(box)) == sorted(texts(2)), "a text that was kept was read again"
 
 
 def test_texts_that_were_all_kept_are_not_read_again_whatever_became_of_their_prompt(
