@@ -24,7 +24,7 @@ from sandbox.hosted import DEFAULT_SECRET, DEFAULT_TOKEN
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_POLL_S = 20.0
-LOWEST_PORT = 16384
+PORTS = range(16384, 32768)  # the kernel gives higher ones
 # For the many short-lived processes: OpenBLAS would start threads at every import, OpenSSL would
 # read every certificate of the system, and nobody here multiplies matrices or speaks TLS.
 LIGHT = {"OPENBLAS_NUM_THREADS": "1", "SSL_CERT_FILE": os.devnull}
@@ -52,15 +52,14 @@ class NothingHappened(AssertionError, TimeoutError):
 def free_port() -> int:
     """One that nobody has now, and that nobody is given before it is used.
 
-    The kernel gives higher ones; of these each process of ours gets the next in turn, whatever
-    its TMPDIR is.
+    Each process of ours gets the next in turn, whatever its TMPDIR is.
     """
     with Path(f"/tmp/ltx-ports-{os.getuid()}").open("a+") as last:
         fcntl.flock(last, fcntl.LOCK_EX)
         last.seek(0)
-        port = int(last.read() or LOWEST_PORT)
+        port = int(last.read() or PORTS[0])
         while True:
-            port = max(LOWEST_PORT, (port + 1) % (LOWEST_PORT * 2))
+            port = PORTS[(port + 1) % len(PORTS)]
             with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
                 break
         last.truncate(0)

@@ -55,15 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     The rest is mixed, as neighbours in a file often wait for much the same, and nobody computes
     then; the sandbox's own tests, which are short, come last.
     """
-    first = ("long", "xdist_group")
-
-    def order(item: pytest.Item) -> tuple[object, ...]:
-        is_long, is_of_a_group = (item.get_closest_marker(name) is not None for name in first)
-        is_short = item.path.parent.name == "sandbox"
-        place = 0 if is_of_a_group else zlib.crc32(item.nodeid.encode())
-        return not is_long, not is_of_a_group, is_short, place
-
     items.sort(key=order)
+
+
+def order(item: pytest.Item) -> tuple[bool, bool, bool, int]:
+    marks = {mark.name for mark in item.iter_markers()}
+    # A group keeps the order of its file.
+    place = 0 if "xdist_group" in marks else zlib.crc32(item.nodeid.encode())
+    is_short = item.path.parent.name == "sandbox"
+    return "long" not in marks, "xdist_group" not in marks, is_short, place
 
 
 def shared_by_module(item: pytest.Item) -> str:

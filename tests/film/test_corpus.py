@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 from bench.hostile.stage import node_classes
-from ltx.cancellation import Cancellation
-from ltx.film.ffmpeg import Media
-from ltx.settings import Settings, Size
+from ltx.settings import Size
 from sandbox.evil import EvilComfy, Talk, answer
 from tests.conftest import Box
 from tests.film.corpus import Sample, corpus
-from tests.film.frames import ALIKE, chunks, cut_to, pixels_of, prepare
+from tests.film.frames import ALIKE, chunks, cut_to, media_on, pixels_of, prepare
 from tests.pictures import likeness
 from tests.programs import SYSTEM_PATH, with_current_ffmpeg
 
@@ -93,10 +91,10 @@ def test_comfyui_gets_what_each_picture_shows_and_nothing_else(
     path = with_current_ffmpeg(box.folder)
     jobs, frames = two_by_two(box, samples), dict[int, bytes]()
     with several_workers(box, PATH=path, VIDEO_SIZE=f"{SIZE.width}x{SIZE.height}") as inboxes:
-        codes = {box.await_outcome(job, timeout=100)["data"]["error"]["code"] for job in jobs}
+        errors = {job: box.await_outcome(job, timeout=100)["data"]["error"] for job in jobs}
         for (job, number), frame in (got for inbox in inboxes for got in inbox.got.items()):
             frames[jobs[job] + number] = frame
-    assert codes == {"comfyui_failed"}
+    assert {error["code"] for error in errors.values()} == {"comfyui_failed"}, errors
     assert differences(frames, samples) == {}
 
 
@@ -104,7 +102,6 @@ def test_comfyui_gets_what_each_picture_shows_and_nothing_else(
 def test_the_systems_ffmpeg_makes_the_same_of_each_picture(
     tmp_path: Path, samples: list[Sample]
 ) -> None:
-    settings = Settings.load({"PATH": SYSTEM_PATH, "STATE_DIR": str(tmp_path)}, needed=())
-    media = Media(settings, Cancellation())
+    media = media_on(SYSTEM_PATH, tmp_path)
     frames = {n: prepare(media, tmp_path, one.content, SIZE) for n, one in enumerate(samples)}
     assert differences(frames, samples) == {}

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from ltx.cancellation import Cancellation
 from ltx.errors import JobError
 from ltx.film.ffmpeg import Media
 from ltx.film.pictures import check_picture, prepare_frames
-from ltx.settings import Settings, Size
-from tests.film.frames import ALIKE, SHAPE, cut_to, pixels_of, prepare
+from ltx.settings import Size
+from tests.film.frames import ALIKE, SHAPE, cut_to, media_on, pixels_of, prepare
 from tests.film.picture_files import SHOWN, exif, jpeg, managed, restarts, webp
 from tests.film.profiles import P3_V4
 from tests.pictures import image_of, likeness, save
-from tests.programs import stand_in
+from tests.programs import preceded, stand_in
 
 STRAY = restarts(jpeg(restart_marker_rows=1))
 
@@ -50,8 +49,7 @@ def test_a_frame_is_cut_around_its_middle(media: Media, tmp_path: Path, shape: S
 
 def media_with(folder: Path, script: str) -> Media:
     """One whose ffmpeg is a script."""
-    path = stand_in(folder, "ffmpeg", script)
-    return Media(Settings.load({"PATH": path, "STATE_DIR": str(folder)}, needed=()), Cancellation())
+    return media_on(stand_in(folder, "ffmpeg", script), folder)
 
 
 def prepare_all(media: Media, folder: Path, files: list[bytes], at_once: int) -> None:
@@ -94,11 +92,12 @@ def test_frames_are_made_side_by_side(tmp_path: Path, script: str) -> None:
 
 def test_a_bad_frame_ends_what_is_made_beside_it(tmp_path: Path) -> None:
     """The second one would take for ever."""
-    script = f'case "$*" in *1.pixels*) exec sleep 1000;; esac; exec {shutil.which("ffmpeg")} "$@"'
+    stuck = 'case "$*" in *1.pixels*) exec sleep 1000;; esac'
+    media = media_on(preceded(tmp_path, "ffmpeg", stuck), tmp_path)
     good = save(image_of(1))
     bad = good[:60] + bytes(40) + good[100:]
     with pytest.raises(JobError, match=r"frames\[0\]: it is damaged"):
-        prepare_all(media_with(tmp_path, script), tmp_path, [bad, good, good], at_once=2)
+        prepare_all(media, tmp_path, [bad, good, good], at_once=2)
     left = {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".pixels")}
     assert left == set()
     assert not [command for command in commands() if f"{tmp_path}/1.pixels" in command]
@@ -112,9 +111,9 @@ def commands() -> Iterator[str]:
 
 def test_a_frame_costs_one_process(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
-    note = f'echo "$0" >> {calls}; exec '
-    media = media_with(tmp_path, f'{note}{shutil.which("ffmpeg")} "$@"')
-    stand_in(tmp_path, "ffprobe", f'{note}{shutil.which("ffprobe")} "$@"')
+    for tool in ("ffmpeg", "ffprobe"):
+        path = preceded(tmp_path, tool, f'echo "$0" >> {calls}')
+    media = media_on(path, tmp_path)
     files = [save(image_of(1)), jpeg(exif=exif(6)), webp(icc_profile=P3_V4)]
     prepare_all(media, tmp_path, files, at_once=1)
     assert len(calls.read_text().splitlines()) == len(files)
@@ -126,8 +125,9 @@ def test_a_killed_ffmpeg_is_the_machines_fault(tmp_path: Path) -> None:
 
 
 def test_what_the_machine_says_is_no_fault_of_a_picture(tmp_path: Path) -> None:
-    script = f'echo "libx.so.1: no version information" >&2; exec {shutil.which("ffmpeg")} "$@"'
-    prepare_all(media_with(tmp_path, script), tmp_path, [save(image_of(1))], at_once=1)
+    said = 'echo "libx.so.1: no version information" >&2'
+    media = media_on(preceded(tmp_path, "ffmpeg", said), tmp_path)
+    prepare_all(media, tmp_path, [save(image_of(1))], at_once=1)
     assert (tmp_path / "0.png").exists()
 
 
